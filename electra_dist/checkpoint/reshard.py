@@ -1,0 +1,125 @@
+"""Reading a checkpoint at any world size and any ZeRO stage: the element ranges that are asked for, checked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from electra_dist.checkpoint.layout import KINDS, CorruptCheckpoint, read_manifest, read_state
+from electra_dist.checkpoint.shard import FloatArray, ShardReader
+
+
+class _Source(NamedTuple):
+    start: int
+    stop: int
+    shard: int
+    first_byte: int
+
+
+class CheckpointReader:
+    """An open checkpoint. Use it in a `with` statement.
+
+    Raises:
+        CorruptCheckpoint: the manifest, state.json or a shard's header is not what was written.
+        UserError: a newer version wrote it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.state: dict[str, Any] = read_state(folder, self.manifest)
+        self._shards: list[ShardReader] = []
+        self._sources: dict[str, list[_Source]] = {}
+        try:
+            for number, record in enumerate(self.manifest.shards):
+                self._shards.append(ShardReader(folder, record))
+                for found in self._shards[-1].ranges():
+                    source = _Source(found.start, found.stop, number, found.first_byte)
+                    self._sources.setdefault(found.name, []).append(source)
+        except CorruptCheckpoint:
+            self.close()
+            raise
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for shard in self._shards:
+            shard.close()
+
+    def read_range(self, parameter: str, kind: str, start: int, stop: int) -> FloatArray:
+        """Elements [start, stop) of the flattened tensor, gathered from the shards that hold them.
+
+        Raises:
+            CorruptCheckpoint: a block is damaged, or no shard holds a part of the range.
+        """
+        values = np.empty(stop - start, dtype="<f4")
+        target = values.data.cast("B") if len(values) else memoryview(b"")
+        filled = 0
+        for source in self._sources.get(f"{parameter}/{kind}", []):
+            low, high = max(start, source.start), min(stop, source.stop)
+            if low < high:
+                first_byte = source.first_byte + 4 * (low - source.start)
+                self._shards[source.shard].read_into(
+                    first_byte, target[4 * (low - start) : 4 * (high - start)]
+                )
+                filled += high - low
+        if filled != stop - start:
+            raise CorruptCheckpoint(
+                f"{self.folder}: {parameter}/{kind} holds {filled} of the elements {start} to {stop}"
+            )
+        return values
+
+    def read_whole(self, parameter: str, kind: str = "master") -> FloatArray:
+        """A whole tensor in its shape."""
+        shape = self.manifest.parameters[parameter]
+        return self.read_range(parameter, kind, 0, math.prod(shape)).reshape(shape)
+
+    def verify(self) -> None:
+        """Check every byte of every shard.
+
+        Raises:
+            CorruptCheckpoint: one is not what was written.
+        """
+        for shard in self._shards:
+            shard.verify()
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Where two checkpoints differ, in words: parameters, elements, the largest difference; empty is identical.
+
+    How they are sharded does not count. Raises CorruptCheckpoint if one does not verify.
+    """
+    found = []
+    with CheckpointReader(one) as a, CheckpointReader(other) as b:
+        if a.manifest.step != b.manifest.step:
+            found.append(f"step: {a.manifest.step} and {b.manifest.step}")
+        names = list(a.manifest.parameters)
+        for name in sorted({*names, *b.manifest.parameters}):
+            shapes = a.manifest.parameters.get(name), b.manifest.parameters.get(name)
+            if shapes[0] != shapes[1]:
+                found.append(f"{name}: shape {shapes[0]} and {shapes[1]}")
+                continue
+            for kind in KINDS:
+                mine, theirs = a.read_whole(name, kind), b.read_whole(name, kind)
+                # Bits, not values: 0.0 and -0.0 differ, two equal NaNs do not.
+                unequal = mine.view(np.uint32) != theirs.view(np.uint32)
+                if unequal.any():
+                    largest = float(np.abs(mine[unequal] - theirs[unequal]).max())
+                    found.append(
+                        f"{name}/{kind}: {int(unequal.sum())} of {mine.size} elements differ, at most by {largest:.3g}"
+                    )
+    return found

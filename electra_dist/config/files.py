@@ -1,0 +1,231 @@
+"""Configs in and out: TOML and ``--section.field value`` in, exact JSON out, and what differs in words.
+
+Reading is strict: an unknown key is an error that names the nearest known one. Order of strength: the recipe, then
+the TOML file, then the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import dacite
+
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import RunConfig
+from electra_dist.errors import UserError
+
+# What a resumed run may change; everything else decides which numbers are computed.
+RESUMABLE_FIELDS = (
+    "recipe",
+    "data.corpus",
+    "data.prefetch_steps",
+    "schedule.stop_step",
+    "engine.kind",
+    "engine.zero_stage",
+    "engine.precision",
+    "engine.deepspeed_config",
+    "engine.threads_per_rank",
+    "engine.timeout_seconds",
+    "engine.deterministic",
+    "checkpoint",
+    "resilience",
+    "metrics",
+)
+
+
+def load(
+    path: str | Path | None, overrides: Sequence[str] = (), *, recipe: str | None = None
+) -> RunConfig:
+    """Read a config and apply overrides such as ``["--batch.micro-batch-size", "8"]``.
+
+    Args:
+        path: TOML file, or the config.json of a run; None starts from the recipe alone.
+        overrides: command-line words; ``-`` and ``_`` are alike.
+        recipe: stronger than the file's own ``recipe`` key.
+
+    Raises:
+        UserError: the file is missing or not TOML, a key is unknown, a type or a value is wrong.
+    """
+    if path is not None and Path(path).suffix == ".json":
+        config = read_json(Path(path))
+        return _apply_overrides(config, overrides) if overrides else config
+    values = _read_toml(Path(path)) if path is not None else {}
+    name = recipe or values.pop("recipe", None) or "small"
+    values.pop("recipe", None)
+    if name not in RECIPES:
+        raise UserError(f"recipe = {name!r} is unknown; choose one of {', '.join(RECIPES)}")
+    where = str(path) if path is not None else "config"
+    config = from_dict(_merged(asdict(RECIPES[name]()), values, where), where)
+    return _apply_overrides(config, overrides) if overrides else config
+
+
+def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
+    known_values = _known_keys_only(RunConfig, values, where, "")
+    try:
+        return dacite.from_dict(RunConfig, known_values, dacite.Config(strict=True))
+    except dacite.WrongTypeError as error:
+        raise UserError(
+            f"{where}: {error.field_path} = {error.value!r} is not allowed; "
+            f"it must be {type_in_words(error.field_type)}"
+        ) from None
+
+
+def read_json(path: Path) -> RunConfig:
+    """Read RUN/config.json back, exactly as `write_json` wrote it."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error}); is this a run folder?") from None
+    return from_dict(values, str(path))
+
+
+def to_json(config: RunConfig) -> str:
+    """The config as JSON text that `from_dict` reads back to an equal value."""
+    return json.dumps(asdict(config), indent=2) + "\n"
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Hash of the fields that decide which numbers a run computes; what a resume may change is left out."""
+    flat = {name: value for name, value in flatten(config).items() if not _is_resumable(name)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """All fields as ``{"batch.micro_batch_size": 32, ...}``."""
+    flat: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """What differs, in words: one ``batch.micro_batch_size: 32 -> 16`` a field."""
+    before, after = flatten(old), flatten(new)
+    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]
+
+
+def forbidden_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The differences that a resume must refuse."""
+    return [words for words in differences(old, new) if not _is_resumable(words.split(":")[0])]
+
+
+def _is_resumable(name: str) -> bool:
+    return name in RESUMABLE_FIELDS or name.split(".")[0] in RESUMABLE_FIELDS
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist; give a TOML file or --recipe NAME") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable TOML file: {error}") from None
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`top` over `base`, one level of sections deep; a section given as a plain value is an error."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(base.get(key), dict):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {key} = {value!r} must be a section; write [{key}] and its fields below")
+            merged[key] = {**base[key], **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _known_keys_only(
+    cls: type, values: Mapping[str, Any], where: str, prefix: str
+) -> dict[str, Any]:
+    """A copy of `values` with whole numbers of float fields made floats; an unknown key is refused."""
+    hints = get_type_hints(cls)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"{where}: unknown key {prefix}{key}; {_nearest(key, hints, prefix)}")
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            checked[key] = _known_keys_only(hints[key], value, where, f"{prefix}{key}.")
+        else:
+            checked[key] = float(value) if hints[key] is float and type(value) is int else value
+    return checked
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+
+
+def type_in_words(kind: Any) -> str:
+    """`one of 0, 1, 2, 3` for a Literal, `int or None` for a union, the plain name else."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(value) for value in get_args(kind))
+    if get_args(kind):
+        return " or ".join(type_in_words(arg) for arg in get_args(kind))
+    return "None" if kind is type(None) else str(getattr(kind, "__name__", kind))
+
+
+def _apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Parse all overrides at once with tyro; where that fails, find the one to blame and say what it takes."""
+    known = flatten(config)
+    options: list[list[str]] = []
+    for word in overrides:
+        if word.startswith("--"):
+            name = _option_name(word)
+            if name not in known and name.replace(".no_", ".") not in known:
+                raise UserError(f"unknown option {word}; {_nearest(name, known, '--')}")
+            options.append([word])
+        elif options:
+            options[-1].append(word)
+        else:
+            raise UserError(f"unexpected word {word!r}; overrides look like --batch.micro_batch_size 8")
+    parsed = _parse_with_tyro(config, overrides)
+    if parsed is not None:
+        return parsed
+    for option in options:
+        if _parse_with_tyro(config, option) is None:
+            kind = type_in_words(_field_type(_option_name(option[0])))
+            raise UserError(f"{' '.join(option)}: does not fit; the value must be {kind}")
+    raise UserError(f"the overrides {' '.join(overrides)!r} do not fit together; give each option once")
+
+
+def _parse_with_tyro(config: RunConfig, words: Sequence[str]) -> RunConfig | None:
+    """The config with `words` applied, or None where tyro refuses them; its own panel stays unprinted."""
+    import tyro
+
+    silence = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
+            return tyro.cli(RunConfig, default=config, args=list(words))
+    except SystemExit:
+        return None
+
+
+def is_flag(word: str) -> bool:
+    """Whether an override such as ``--metrics.no-tensorboard`` stands alone, without a value."""
+    return _field_type(_option_name(word).replace(".no_", ".")) is bool
+
+
+def _option_name(word: str) -> str:
+    return word.split("=")[0].removeprefix("--").replace("-", "_")
+
+
+def _field_type(name: str) -> Any:
+    kind: Any = RunConfig
+    for part in name.split("."):
+        kind = get_type_hints(kind).get(part.removeprefix("no_"), str) if is_dataclass(kind) else str
+    return kind

@@ -1,0 +1,39 @@
+"""Counter-based hashing for order and masks: every number is a function of its keys, so there is no state to save."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's output function (Steele et al. 2014) on an array of 64-bit counters."""
+    mixed = values + _GOLDEN
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= _MIX1
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= _MIX2
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
+
+
+def fold(*keys: int) -> int:
+    """Several whole numbers to one 64-bit key; the order of the keys matters."""
+    state = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        state = mix64(state ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF))
+    return int(state[0])
+
+
+def mix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """A 32-bit mixer of low bias (Wellons' lowbias32), in place: half the cost of 64 bits where 32 are enough."""
+    values ^= values >> np.uint32(16)
+    values *= np.uint32(0x7FEB352D)
+    values ^= values >> np.uint32(15)
+    values *= np.uint32(0x846CA68B)
+    values ^= values >> np.uint32(16)
+    return values

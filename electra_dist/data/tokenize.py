@@ -1,0 +1,267 @@
+"""From text to token ids: reading and checking a tokenizer, encoding documents by sentences."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from electra_dist.data.store import Array, SpecialIds
+from electra_dist.errors import UserError
+
+SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+_KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFacts:
+    """What the manifest records of a tokenizer."""
+
+    kind: str
+    """"wordpiece", "bpe" or "unigram"."""
+    lowercase: bool
+    strip_accents: bool
+    vocab_size: int
+    """Largest id + 1."""
+    special_ids: SpecialIds
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """The store's token type: uint16 as long as every id fits."""
+        return np.uint16 if self.vocab_size <= 65536 else np.uint32
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordStartRule:
+    """Which tokens start a word."""
+
+    table: npt.NDArray[np.bool_]
+    """bool [vocab_size]."""
+    of_previous_token: bool
+    """The table says which tokens end a word (BPE with an end-of-word suffix)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedDocuments:
+    """Encoded documents, flat. D documents that hold a token, S sentences, T tokens."""
+
+    tokens: Array
+    """uint16 or uint32 [T]."""
+    sentence_lengths: Array
+    """int64 [S] in tokens, each at least 1."""
+    document_lengths: Array
+    """int64 [D] in sentences, each at least 1."""
+    held_out: npt.NDArray[np.bool_]
+    """bool [D]."""
+    input_index: Array
+    """int64 [D]: which of the documents handed in this is; those without a token are left out."""
+
+
+def load_tokenizer(
+    path: str | Path, lowercase: bool = True, strip_accents: bool | None = None
+) -> Tokenizer:
+    """Reads a tokenizer.json or a WordPiece vocab.txt (or a folder that holds one) and prepares it.
+
+    `lowercase` and `strip_accents` (None: follows lowercase) are for a vocab.txt; a tokenizer.json
+    says it itself. The result has no truncation or padding, encodes a literal "[MASK]" as text, and
+    adds [CLS] A [SEP] B [SEP] when asked for special tokens. Raises UserError when the file is
+    missing, broken or lacks a special token.
+    """
+    path = _tokenizer_file(Path(path))
+    if path.suffix == ".json":
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(
+                f"tokenizer {path} cannot be read ({error}): give a tokenizer.json"
+            ) from None
+    else:
+        tokenizer = wordpiece_tokenizer(_read_vocab(path), lowercase, strip_accents)
+    return _prepare(tokenizer, str(path))
+
+
+def wordpiece_tokenizer(
+    vocab: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None
+) -> Tokenizer:
+    """A BERT WordPiece tokenizer: text cleaned, split at punctuation and Chinese characters."""
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return _prepare(tokenizer, "vocabulary")
+
+
+def tokenizer_sha256(path: str | Path) -> str:
+    """sha256 of the file's bytes, hexadecimal: what a corpus, a run and an export compare."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def describe(tokenizer: Tokenizer) -> TokenizerFacts:
+    """Kind, casing, size and special ids of a prepared tokenizer (UserError for another kind)."""
+    content = json.loads(tokenizer.to_str())
+    kind = content["model"]["type"]
+    if kind not in _KINDS:
+        raise UserError(f"tokenizer model {kind} is not supported: use {', '.join(_KINDS)}")
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    ids = {name: vocab[token] for name, token in SPECIAL_TOKENS.items()}
+    parts = list(_normalizers(content["normalizer"]))
+    lowercase = any(p["type"] == "Lowercase" or p.get("lowercase") for p in parts)
+    strips = (
+        p["type"] == "StripAccents" or p.get("strip_accents", False) or _strips_by_default(p)
+        for p in parts
+    )
+    return TokenizerFacts(
+        kind=_KINDS[kind],
+        lowercase=lowercase,
+        strip_accents=any(strips),
+        vocab_size=max(vocab.values()) + 1,
+        special_ids=SpecialIds(**ids),
+    )
+
+
+def word_start_rule(tokenizer: Tokenizer) -> WordStartRule:
+    """Word starts by spelling: no "##" (WordPiece), "Ġ" (byte-level BPE) or "▁" (Unigram) in front.
+
+    A vocabulary with no such mark makes every token a word.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    spelling = {id_: token for token, id_ in tokenizer.get_vocab(with_added_tokens=True).items()}
+    tokens = [spelling.get(id_, "") for id_ in range(max(spelling) + 1)]
+    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    if prefix:
+        table = [not token.startswith(prefix) for token in tokens]
+    elif suffix:
+        table = [token.endswith(suffix) for token in tokens]
+    else:
+        marks = {mark: sum(token.startswith(mark) for token in tokens) for mark in "Ġ▁"}
+        mark = max(marks, key=lambda m: marks[m])
+        table = [not marks[mark] or token.startswith(mark) for token in tokens]
+    return WordStartRule(table=np.array(table), of_previous_token=bool(suffix and not prefix))
+
+
+def pack_word_starts(rule: WordStartRule, tokens: Array, sentence_offsets: Array) -> Array:
+    """The word-start bits of a shard: uint8 [ceil(T / 8)], little bit order.
+
+    A sentence's first token always starts a word.
+    """
+    starts = np.empty(len(tokens), np.bool_)
+    if rule.of_previous_token:
+        np.take(rule.table, tokens[:-1], out=starts[1:])
+    else:
+        np.take(rule.table, tokens, out=starts)
+    starts[sentence_offsets[:-1]] = True
+    return np.packbits(starts, bitorder="little")
+
+
+def encode_documents(
+    tokenizer: Tokenizer,
+    facts: TokenizerFacts,
+    documents: Sequence[tuple[str, ...]],
+    held_out_share: float,
+) -> EncodedDocuments:
+    """Encodes documents (tuples of sentences) without special tokens.
+
+    Sentences and documents that give no token vanish.
+    """
+    sentences = list(chain.from_iterable(documents))
+    encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)
+    tokens = np.fromiter(ids, facts.dtype, int(lengths.sum()))
+    # A vocabulary may spell "[MASK]" from text without the added-token path (Unigram, or a
+    # tokenizer that splits at spaces only): such ids would be taken for ours in training.
+    special = facts.special_ids
+    tokens[np.isin(tokens, [special.pad, special.cls, special.sep, special.mask])] = special.unk
+
+    owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
+    kept_sentences = np.bincount(owner[lengths > 0], minlength=len(documents))
+    kept = np.flatnonzero(kept_sentences)
+    held_out = np.array(
+        [is_held_out(documents[i], held_out_share) for i in kept.tolist()], np.bool_
+    )
+    return EncodedDocuments(
+        tokens=tokens,
+        sentence_lengths=lengths[lengths > 0],
+        document_lengths=kept_sentences[kept],
+        held_out=held_out,
+        input_index=kept,
+    )
+
+
+def is_held_out(sentences: Sequence[str], share: float) -> bool:
+    """Decides by the text alone (xxh3-64 scaled to [0, 1)): copies are held out together."""
+    return xxhash.xxh3_64_intdigest("\n".join(sentences).encode()) / 2**64 < share
+
+
+def _tokenizer_file(path: Path) -> Path:
+    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"tokenizer {path} does not exist: give a tokenizer.json, a vocab.txt, or `train`"
+    )
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"vocabulary {path} is not UTF-8: give one token a line") from None
+    # Not splitlines(): vocabularies hold U+2028 and the like as tokens.
+    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
+    vocab = {token: id_ for id_, token in enumerate(lines)}
+    if len(vocab) != len(lines):
+        twice = next(token for id_, token in enumerate(lines) if vocab[token] != id_)
+        raise UserError(f"vocabulary {path} holds {twice!r} twice: each line must be another token")
+    return vocab
+
+
+def _prepare(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    missing = [token for token in SPECIAL_TOKENS.values() if tokenizer.token_to_id(token) is None]
+    if missing:
+        raise UserError(
+            f"tokenizer {name} lacks {' '.join(missing)}:"
+            f" give one that holds {' '.join(SPECIAL_TOKENS.values())}"
+        )
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS.values()]
+    )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _normalizers(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if part is not None and part["type"] == "Sequence":
+        for inner in part["normalizers"]:
+            yield from _normalizers(inner)
+    elif part is not None:
+        yield part
+
+
+def _strips_by_default(part: dict[str, Any]) -> bool:
+    return part["type"] == "BertNormalizer" and part["strip_accents"] is None and part["lowercase"]

@@ -1,0 +1,178 @@
+"""The product's engine: one joint step under DeepSpeed ZeRO 0 to 3. The only file that knows DeepSpeed.
+
+DeepSpeed is given the micro-batch size and K passes a rank; each loss is multiplied by W K / M, so that its own mean
+over W ranks and K passes becomes the mean over the M real micro-batches. Saved state is reached by element ranges
+(`fragments`), never through DeepSpeed's own checkpoints, which cannot change the number of ranks or the stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from electra_dist.config.schema import RunConfig
+from electra_dist.data.stream import MicroBatch
+from electra_dist.engine.ds_config import deepspeed_config
+from electra_dist.engine.optim import MOMENTS, ElectraAdam, decay_groups
+from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
+from electra_dist.model import random
+from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.world import World
+
+
+class DeepSpeedEngine:
+    """Wraps `deepspeed.initialize` over the process group that is running; a single rank needs one too.
+
+    Args:
+        model: the joint module, with the same initial weights on every rank.
+        config: the run's config; `engine.zero_stage` and `engine.precision` decide the sharding.
+        world: this rank among the others.
+        device: where this rank computes.
+        make_batch: turns a micro-batch into tensors; tests replay recorded samples through it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        world: World,
+        device: torch.device,
+        make_batch: Callable[[MicroBatch, int, torch.device], Batch] = to_batch,
+    ) -> None:
+        deepspeed = _import_deepspeed(device)
+        self.device = device
+        self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self._config, self._world, self._make_batch = config, world, make_batch
+        self._stage = config.engine.zero_stage
+        num_micro_batches = config.batch.num_micro_batches
+        num_passes = -(-num_micro_batches // world.world_size)
+        self._loss_scale = world.world_size * num_passes / num_micro_batches
+        optim = config.optim
+        self.optimizer = ElectraAdam(
+            decay_groups(model, optim.weight_decay),
+            lr=0.0,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+        )
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=self.optimizer,
+            config=deepspeed_config(config, num_passes),
+            dist_init_required=False,
+        )
+        self._parameters = dict(self._engine.module.named_parameters())
+        if self._stage == 3:
+            for module, parameter in self._engine.module.external_parameters():
+                deepspeed.zero.register_external_parameter(module, parameter)
+
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
+        """See `Engine.step`. A non-finite gradient changes no weight."""
+        self._engine.train()
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+        sums = StepSums()
+        norm = math.nan
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            random.seed_dropout(self._config.seed, micro_batch.step, micro_batch.index)
+            losses = self._engine(self._make_batch(micro_batch, self._config.seed, self.device))
+            self._engine.backward(losses.total * (self._loss_scale if micro_batch.is_real else 0.0))
+            if self._stage == 0 and number == len(micro_batches):
+                norm = self._replicated_norm()
+            self._engine.step()
+            sums.add(micro_batch, losses)
+        return sums.result(norm if self._stage == 0 else float(self._engine.get_global_grad_norm()))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        """See `Engine.evaluate`."""
+        self._engine.eval()
+        losses: Losses = self._engine(batch)
+        return losses
+
+    def local_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.local_fragments`; the address of a range depends on the ZeRO stage."""
+        for name, parameter in self._parameters.items():
+            located = self._locate(name, parameter)
+            if located is not None:
+                flat, begin, start, length = located
+                moments = self.optimizer.moments(flat)
+                for kind, values in (("master", flat.data), *moments.items()):
+                    if kind == "master" or kind in MOMENTS:
+                        yield Fragment(name, kind, start, values.view(-1)[begin : begin + length])
+
+    def owned_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.owned_fragments`: at stage 0 an even share of what all ranks hold, else the rank's shards."""
+        for fragment in self.local_fragments():
+            if self._stage > 0:
+                yield fragment
+                continue
+            start, stop = even_range(len(fragment.values), self._world.rank, self._world.world_size)
+            if stop > start:
+                yield fragment._replace(start=start, values=fragment.values[start:stop])
+
+    @torch.no_grad()
+    def state_restored(self) -> None:
+        """Copy the fp32 shards into the weights that the model computes with, and gather these."""
+        if self._stage in (1, 2):
+            self._zero.update_lp_params()
+        elif self._stage == 3:
+            for group in range(len(self._zero.fp32_partitioned_groups_flat)):
+                self._zero._reassign_or_swap_out_partitioned_parameters(group)
+            persistent = self._zero.persistent_parameters
+            if persistent:
+                # Small parameters stay gathered: drop the old copies, then gather from the restored shards.
+                persistent[0].partition(persistent)
+                persistent[0].all_gather(persistent)
+
+    def close(self) -> None:
+        """Remove DeepSpeed's hooks and buffers."""
+        self._engine.destroy()
+
+    def _locate(self, name: str, parameter: Any) -> tuple[Tensor, int, int, int] | None:
+        """(flat fp32 tensor, offset in it, offset in the parameter, elements) of this rank's part, or None."""
+        if self._stage == 0:
+            return parameter, 0, 0, parameter.numel()
+        if self._stage in (1, 2):
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return None
+            # The flat group by its address: with several groups DeepSpeed links the moments of the first one only.
+            flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            return flat, here.start, there.start, there.numel
+        group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        start, stop = even_range(
+            math.prod(self.parameter_shapes[name]), self._world.rank, self._world.world_size
+        )
+        if stop == start:
+            return None
+        return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start
+
+    def _replicated_norm(self) -> float:
+        """Stage 0 reports no gradient norm and would write a NaN into the weights: measure, and veto the update."""
+        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        self.optimizer.may_apply = math.isfinite(norm)
+        return norm
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed and start its communication layer on the process group that is there."""
+    import deepspeed
+
+    if device.type == "cpu":
+        # Its start would compile a shared-memory kernel (45-118 s, and a killed compile leaves a lock that hangs every
+        # later start). gloo is there already.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend,
+        auto_mpi_discovery=False,
+        verbose=False,
+        dist_init_required=False,
+    )
+    return deepspeed

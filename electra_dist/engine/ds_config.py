@@ -1,0 +1,82 @@
+"""The DeepSpeed config of a run: what our config owns, plus the user's ZeRO and communication keys. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from electra_dist.config.schema import RunConfig
+from electra_dist.errors import UserError
+
+ALLOWED_KEYS = (
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+    "aio",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+)
+
+
+def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`.
+
+    Batch, clipping and precision come from our config; `engine.deepspeed_config` may add ZeRO and communication keys.
+
+    Args:
+        config: the run's config.
+        num_passes: passes of a rank in one step (gradient accumulation steps, the same on every rank).
+
+    Raises:
+        UserError: the file is missing, not JSON, sets a key that this config owns, or names another ZeRO stage.
+    """
+    extra = _read(config.engine.deepspeed_config) if config.engine.deepspeed_config else {}
+    zero = {**extra.pop("zero_optimization", {}), "stage": config.engine.zero_stage}
+    return {
+        **extra,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": num_passes,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.engine.precision == "bf16"},
+        # Our optimizer is plain element-wise torch, which every ZeRO stage can shard, off-loaded or not.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def check_deepspeed_config(config: RunConfig) -> None:
+    """Raise the errors of `deepspeed_config` early, and the one of a stage that differs."""
+    path = config.engine.deepspeed_config
+    if path is None:
+        return
+    stage = _read(path).get("zero_optimization", {}).get("stage", config.engine.zero_stage)
+    if stage != config.engine.zero_stage:
+        raise UserError(
+            f"{path} says zero_optimization.stage = {stage}, but engine.zero_stage = {config.engine.zero_stage}; "
+            f"set engine.zero_stage = {stage}, or take another file"
+        )
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"engine.deepspeed_config = {path!r} does not exist; give a path to a JSON file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.deepspeed_config = {path!r} is not readable JSON: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("zero_optimization", {}), dict):
+        raise UserError(f"{path} must hold a JSON object with a zero_optimization object; see deepspeed_configs/")
+    for key in values:
+        if key not in ALLOWED_KEYS:
+            raise UserError(
+                f"{path}: key {key!r} is not taken from a DeepSpeed file, because the run's own config sets it; "
+                f"remove it (allowed are {', '.join(ALLOWED_KEYS)})"
+            )
+    return values

@@ -1,0 +1,130 @@
+"""What the loop asks of an engine: one optimizer step on sharded state, and a view of that state by element range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from electra_dist.data.stream import MicroBatch
+from electra_dist.model import random
+from electra_dist.model.batch import Batch, Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalResult:
+    """One rank's part of a step: sums over its real micro-batches, to be added up over ranks."""
+
+    sums: Mapping[str, float]
+    """`loss`, `generator_loss`, `discriminator_loss`, `replaced_share` (each a sum of micro-batch means), `tokens`."""
+    checksum: int
+    """Sum modulo 2**64 of the checksums of the micro-batches that were given to the model."""
+    grad_norm: float
+    """Global norm of the joint gradient before clipping; the same on every rank."""
+
+
+class Fragment(NamedTuple):
+    """A contiguous range of one tensor of the training state, as this rank holds it."""
+
+    parameter: str
+    """Name in the joint module."""
+    kind: str
+    """`master` (fp32 weights), `exp_avg` or `exp_avg_sq`."""
+    start: int
+    """First element of the range within the flattened parameter."""
+    values: Tensor
+    """fp32, one dimension, a view: writing to it changes the engine's state."""
+
+
+class Engine(Protocol):
+    """DeepSpeed ZeRO, or plain PyTorch. All methods but the fragment ones are collective."""
+
+    device: torch.device
+    parameter_shapes: dict[str, tuple[int, ...]]
+
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
+        """Forward and backward over this rank's passes, one clip, one update. All ranks make as many passes."""
+        ...
+
+    def evaluate(self, batch: Batch) -> Losses:
+        """A forward pass without dropout and without gradients; every rank calls it as often."""
+        ...
+
+    def local_fragments(self) -> Iterator[Fragment]:
+        """Everything this rank holds: what a restore must fill."""
+        ...
+
+    def owned_fragments(self) -> Iterator[Fragment]:
+        """What this rank saves: the ranks' parts cover every element once."""
+        ...
+
+    def state_restored(self) -> None:
+        """Bring the weights that the model computes with in line with the restored fp32 fragments."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...
+
+
+def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
+    """The tensors of a micro-batch on `device`, with its sampling noise; no attention mask where nothing is padded."""
+    num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
+    length = micro_batch.input_ids_BL.shape[1]
+    has_padding = bool((micro_batch.num_tokens_B < length).any())
+    return Batch(
+        input_ids_BL=torch.from_numpy(micro_batch.input_ids_BL),
+        masked_ids_BL=torch.from_numpy(micro_batch.masked_ids_BL),
+        token_type_ids_BL=torch.from_numpy(micro_batch.token_type_ids_BL),
+        attention_mask_BL=torch.arange(length) < num_tokens_B[:, None] if has_padding else None,
+        masked_positions_BN=torch.from_numpy(micro_batch.masked_positions_BN),
+        masked_weights_BN=torch.from_numpy(micro_batch.masked_weights_BN),
+        uniforms_BN=random.sampling_uniforms(
+            micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
+        ),
+    ).to(device)
+
+
+class StepSums:
+    """Adds up what a rank's real passes report; kept on the device so that no pass waits for another."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens = 0
+        self._checksum = 0
+
+    def add(self, micro_batch: MicroBatch, losses: Losses) -> None:
+        """Count one pass, unless it only keeps the rank in step."""
+        if micro_batch.is_real:
+            self._losses.append(
+                torch.stack(
+                    [
+                        losses.total.detach().float(),
+                        losses.generator,
+                        losses.discriminator,
+                        losses.replaced_share,
+                    ]
+                )
+            )
+            self._tokens += int(micro_batch.num_tokens_B.sum())
+            self._checksum += micro_batch.checksum
+
+    def result(self, grad_norm: float) -> LocalResult:
+        """The sums as plain numbers, added in float64."""
+        totals = torch.stack(self._losses).double().sum(dim=0).tolist()
+        names = ("loss", "generator_loss", "discriminator_loss", "replaced_share")
+        sums = dict(zip(names, totals, strict=True))
+        return LocalResult(
+            sums={**sums, "tokens": float(self._tokens)},
+            checksum=self._checksum % 2**64,
+            grad_norm=grad_norm,
+        )
+
+
+def even_range(num_elements: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The part of a replicated parameter that `rank` saves: pieces of ceil(n / W) elements, the last ones shorter."""
+    piece = -(-num_elements // world_size)
+    return min(rank * piece, num_elements), min((rank + 1) * piece, num_elements)

@@ -1,0 +1,101 @@
+"""The oracle: one optimizer step in plain PyTorch, fp32, state replicated on every rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from electra_dist.config.schema import RunConfig
+from electra_dist.data.stream import MicroBatch
+from electra_dist.engine.optim import MOMENTS, ElectraAdam, decay_groups
+from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
+from electra_dist.model import random
+from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.world import World
+
+
+class ReferenceEngine:
+    """Gradients are summed over a rank's micro-batches, then over ranks; everything else is local."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        world: World,
+        device: torch.device,
+        make_batch: Callable[[MicroBatch, int, torch.device], Batch] = to_batch,
+    ) -> None:
+        self.device = device
+        self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self._model = model.to(device)
+        self._parameters = dict(self._model.named_parameters())
+        self._config, self._world, self._make_batch = config, world, make_batch
+        optim = config.optim
+        self.optimizer = ElectraAdam(
+            decay_groups(self._model, optim.weight_decay),
+            lr=0.0,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+        )
+
+    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
+        """See `Engine.step`. A non-finite gradient changes no weight."""
+        self._model.train()
+        sums = StepSums()
+        for micro_batch in micro_batches:
+            if micro_batch.is_real:
+                random.seed_dropout(self._config.seed, micro_batch.step, micro_batch.index)
+                losses = self._model(self._make_batch(micro_batch, self._config.seed, self.device))
+                (losses.total / self._config.batch.num_micro_batches).backward()
+                sums.add(micro_batch, losses)
+        self._sum_gradients_over_ranks()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.clip_norm).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if math.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return sums.result(norm)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        """See `Engine.evaluate`."""
+        self._model.eval()
+        losses: Losses = self._model(batch)
+        return losses
+
+    def local_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.local_fragments`: every parameter and moment, whole."""
+        for name, parameter in self._parameters.items():
+            moments = self.optimizer.moments(parameter)
+            yield Fragment(name, "master", 0, parameter.data.view(-1))
+            for kind in MOMENTS:
+                yield Fragment(name, kind, 0, moments[kind].view(-1))
+
+    def owned_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.owned_fragments`: an even share of every parameter."""
+        for fragment in self.local_fragments():
+            start, stop = even_range(
+                len(fragment.values), self._world.rank, self._world.world_size
+            )
+            if stop > start:
+                yield fragment._replace(start=start, values=fragment.values[start:stop])
+
+    def state_restored(self) -> None:
+        """The model computes with the master weights themselves: nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _sum_gradients_over_ranks(self) -> None:
+        if self._world.world_size > 1:
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            flat = torch.cat([grad.view(-1) for grad in grads])
+            dist.all_reduce(flat)
+            pieces = torch.split(flat, [grad.numel() for grad in grads])
+            for grad, summed in zip(grads, pieces, strict=True):
+                grad.copy_(summed.view_as(grad))

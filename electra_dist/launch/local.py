@@ -1,0 +1,213 @@
+"""Several ranks of one command on this machine: what `--nproc N` does.
+
+    terminal, Slurm ── signal ──> run_ranks ── the same signal ──> rank 0 .. N-1
+                                     │  a rank dies: grace, SIGTERM, SIGKILL for the others
+                                     └─ all are gone: one exit code, read from exit.json
+
+Each rank gets a session of its own, so that Ctrl-C reaches it once, through here, and not also
+from the terminal. A launcher that is killed by SIGKILL can't tidy up: its ranks then get SIGKILL
+from the kernel (PR_SET_PDEATHSIG). They could poll their parent instead, but a rank that hangs, the
+very case, does not poll. The death signal is set by a tiny program between fork and the command's
+exec, and not by `preexec_fn`, which may deadlock when the calling process has threads. What it
+kills is safe to kill: a checkpoint exists whole or not at all.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+STOPPED = 75
+"""Exit code of a run that saved and stopped on request (contracts, section 2)."""
+
+FORWARDED = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGINT,
+    # The terminal is closed: save and stop, as far as the ranks are concerned.
+    signal.SIGHUP: signal.SIGTERM,
+}
+"""Signals of the launcher and what its ranks get for them."""
+
+POLL_SECONDS = 0.05
+
+_DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG; it outlives exec
+if os.getppid() != int(sys.argv[1]):            # the launcher died before prctl
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def run_ranks(
+    command: list[str],
+    num_ranks: int,
+    environ: Mapping[str, str],
+    run_folder: Path,
+    *,
+    grace_seconds: float = 10.0,
+    kill_seconds: float = 15.0,
+) -> int:
+    """Run `command` as `num_ranks` ranks, forward signals to them, and return when all are gone.
+
+    Call it in the main thread: it replaces the handlers of the forwarded signals while it runs.
+
+    Args:
+        command: program and arguments of a rank, the same for each.
+        num_ranks: how many.
+        environ: their environment, already without the variables of other launchers
+            (`runtime.world.without_launcher_variables`); OMP_NUM_THREADS is left as it is.
+        run_folder: where this attempt's exit.json will say how it ended.
+        grace_seconds: after a rank died with an error, how long the others may find out by
+            themselves, and log who is missing, before they get SIGTERM.
+        kill_seconds: after that SIGTERM, how long until SIGKILL.
+
+    Returns:
+        0 if every rank ended with 0; 75 if this attempt's exit.json says stopped, state saved;
+        2 if rank 0 ended with 2 (the user's mistake); else 1.
+    """
+    first_attempt = _newest_attempt(run_folder) + 1
+    received: list[signal.Signals] = []
+    ranks: list[subprocess.Popen[bytes]] = []
+    with _signals_into(received):
+        try:
+            port = free_port()
+            ranks.extend(
+                _start(command, _rank_environ(environ, rank, num_ranks, port))
+                for rank in range(num_ranks)
+            )
+            _wait(ranks, received, grace_seconds, kill_seconds)
+        finally:
+            for process in ranks:
+                if process.poll() is None:
+                    _kill_session(process)
+    codes = [process.wait() for process in ranks]
+    if not any(codes):
+        return 0
+    if _exit_of(run_folder, first_attempt) == ("stopped", STOPPED):
+        return STOPPED
+    return 2 if codes[0] == 2 else 1
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody used a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _rank_environ(environ: Mapping[str, str], rank: int, size: int, port: int) -> dict[str, str]:
+    return {
+        **environ,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _start(command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    # -I -S: no site-packages, no user's folder; the interpreter starts in 10 ms and execs at once.
+    shim = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+    return subprocess.Popen([*shim, *command], env=dict(environ), start_new_session=True)
+
+
+@contextmanager
+def _signals_into(received: list[signal.Signals]) -> Iterator[None]:
+    """Collect forwarded signals while the block runs; a signal that is ignored (nohup) stays so."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    old = {s: signal.getsignal(s) for s in FORWARDED}
+    for number, handler in old.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            if handler is not None:  # None is a handler that was not set from Python.
+                signal.signal(number, handler)
+
+
+def _wait(
+    ranks: list[subprocess.Popen[bytes]],
+    received: list[signal.Signals],
+    grace_seconds: float,
+    kill_seconds: float,
+) -> None:
+    """Return when all ranks are gone, or when those that outlive a dead one must be killed."""
+    died_at: float | None = None
+    was_terminated = False
+    alive = list(ranks)
+    while alive:
+        for process in [p for p in alive if p.poll() is not None]:
+            # At once, while nobody else can have got its number: data workers it left behind.
+            _kill_session(process)
+            alive.remove(process)
+        while received:
+            _signal(ranks, FORWARDED[received.pop(0)])
+        now = time.monotonic()
+        if died_at is None:
+            # 0 and 75 are orderly ends: the other ranks are about to leave too.
+            dead = [r for r, p in enumerate(ranks) if p.returncode not in (None, 0, STOPPED)]
+            if dead:
+                died_at = now
+                how = _in_words(ranks[dead[0]].returncode)
+                log.error("rank %d %s; ending the others", dead[0], how)
+        elif now > died_at + grace_seconds + kill_seconds:
+            return
+        elif now > died_at + grace_seconds and not was_terminated:
+            was_terminated = True
+            _signal(ranks, signal.SIGTERM)
+        time.sleep(POLL_SECONDS)
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {signal.Signals(-code).name}"
+
+
+def _signal(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for process in ranks:
+        process.send_signal(number)  # Nothing if it has been waited for.
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a rank, if it lives, and to its data workers: they share its process group."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _newest_attempt(run_folder: Path) -> int:
+    attempts = run_folder / "attempts"
+    if not attempts.is_dir():
+        return 0
+    return max((int(path.name) for path in attempts.iterdir() if path.name.isdigit()), default=0)
+
+
+def _exit_of(run_folder: Path, attempt: int) -> tuple[Any, Any] | None:
+    """(reason, exit_code) of an attempt's exit.json, or None: then it crashed."""
+    try:
+        value = json.loads((run_folder / "attempts" / f"{attempt:04d}" / "exit.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return (value.get("reason"), value.get("exit_code")) if isinstance(value, dict) else None

@@ -1,0 +1,294 @@
+"""What a run is doing, from its folder alone: no torch, no scheduler, no contact with the run.
+
+Reads config.json, metrics.jsonl, events.jsonl, attempts/, heartbeat/ and the names under
+checkpoints/ (contracts, section 3). A run may be writing while this reads: half-written lines and
+files are passed over.
+"""
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from electra_dist.errors import UserError
+
+SILENT_AFTER_SECONDS = 120.0
+"""A run without exit.json that has written nothing for this long, and for five times its usual
+interval, is called silent: it crashed, hangs, or computes something very long."""
+
+NUM_EVENTS = 5
+
+TAIL_BYTES = 1 << 20
+"""As much is read of the end of metrics.jsonl and events.jsonl: some 2,000 lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptStatus:
+    """One life of the run's processes."""
+
+    number: int
+    reason: str | None
+    """Why it ended, from its exit.json; None if that is missing: it is running, or it crashed."""
+    step: int | None
+    """Steps completed when it ended."""
+    exit_code: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """What the folder says at one moment; `as_json` and `render` show it."""
+
+    folder: str
+    name: str
+    recipe: str | None
+    state: str
+    """not started, running, silent, or why the newest attempt ended (finished, stopped, ...)."""
+    silent_seconds: float | None
+    """Since the run last wrote anything."""
+    step: int
+    num_steps: int | None
+    metrics: dict[str, Any]
+    """The newest line of metrics.jsonl without `eval` and `timing`."""
+    tokens_per_s: float | None
+    eta_seconds: float | None
+    """Of a running run only, at the speed of its newest line."""
+    held_out: dict[str, Any] | None
+    """The newest evaluation, with its `step`."""
+    checkpoints: list[str]
+    """Names of the complete checkpoints, oldest first."""
+    attempts: list[AttemptStatus]
+    events: list[dict[str, Any]]
+    """The newest few."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the newest attempt has not ended and wrote something lately."""
+        return self.state == "running"
+
+
+def run_status(run: Path, now: float | None = None) -> RunStatus:
+    """Read the status of the run in folder `run`.
+
+    Args:
+        run: RUN, the folder given as --out.
+        now: seconds since 1970, for tests; the clock's time if None.
+
+    Raises:
+        UserError: there is no such folder, or it is not a run's.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run} is not a folder: give the folder that pretrain got as --out.")
+    if not (run / "config.json").exists() and not (run / "attempts").is_dir():
+        raise UserError(
+            f"{run} is not a run folder, it has neither config.json nor attempts: "
+            "give the folder that pretrain got as --out."
+        )
+    config = _read_json(run / "config.json")
+    schedule = _section(config, "schedule")
+    lines = [line for line in _tail(run / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    newest = lines[-1] if lines else {}
+    timing = _section(newest, "timing")
+    checkpoints = complete_checkpoints(run)
+    attempts = _attempts(run)
+    silent_seconds = _silent_seconds(run, time.time() if now is None else now)
+    state = _state(attempts, silent_seconds, _usual_interval(lines))
+    num_steps = schedule.get("num_steps")
+    steps = [newest.get("step", 0), *(int(name.removeprefix("step_")) for name in checkpoints[-1:])]
+    steps += [a.step for a in attempts[-1:] if a.step is not None]
+    step_seconds = _number(timing.get("step_seconds"))
+    left = (schedule.get("stop_step") or num_steps or 0) - max(steps)
+    has_eta = state == "running" and step_seconds is not None and left >= 0
+    return RunStatus(
+        folder=str(run),
+        name=run.resolve().name,
+        recipe=config.get("recipe"),
+        state=state,
+        silent_seconds=silent_seconds,
+        step=max(steps),
+        num_steps=num_steps,
+        metrics={k: v for k, v in newest.items() if k not in ("eval", "timing")},
+        tokens_per_s=_number(timing.get("tokens_per_s")),
+        eta_seconds=step_seconds * left if has_eta and step_seconds is not None else None,
+        held_out=next(
+            ({"step": x["step"], **x["eval"]} for x in reversed(lines) if _section(x, "eval")), None
+        ),
+        checkpoints=checkpoints,
+        attempts=attempts,
+        events=_tail(run / "events.jsonl")[-NUM_EVENTS:],
+    )
+
+
+def complete_checkpoints(run: Path) -> list[str]:
+    """Names (step_00001000) of the checkpoints that have a manifest, oldest first."""
+    folders = (run / "checkpoints").glob("step_*/manifest.json")
+    names = [path.parent.name for path in folders]
+    # Whole names only: step_N.tmp-3, .bad and .abandoned are no checkpoints to go by.
+    return sorted(n for n in names if re.fullmatch(r"step_\d+", n))
+
+
+def as_json(status: RunStatus) -> dict[str, Any]:
+    """The status as `electra-dist status --json` prints it."""
+    return {**asdict(status), "is_running": status.is_running}
+
+
+def render(status: RunStatus) -> str:
+    """The status as text of a few aligned lines."""
+    total = f" of {status.num_steps:,}" if status.num_steps else ""
+    share = f" ({100 * status.step / status.num_steps:.1f} %)" if status.num_steps else ""
+    recipe = f" (recipe {status.recipe})" if status.recipe else ""
+    rows = [
+        ("run", f"{status.name}{recipe}  {status.folder}"),
+        ("state", _state_in_words(status)),
+        ("step", f"{status.step:,}{total}{share}"),
+    ]
+    losses = {k: v for k, v in status.metrics.items() if "loss" in k}
+    if losses:
+        rows.append((f"at {status.metrics['step']:,}", _numbers(losses)))
+    if status.tokens_per_s is not None:
+        eta = f", ETA {span(status.eta_seconds)}" if status.eta_seconds is not None else ""
+        rows.append(("speed", f"{status.tokens_per_s:,.0f} tokens/s{eta}"))
+    if status.held_out:
+        values = {k: v for k, v in status.held_out.items() if k != "step"}
+        rows.append(("held out", f"at {status.held_out['step']:,}: {_numbers(values)}"))
+    newest = status.checkpoints[-1] if status.checkpoints else "none"
+    rows.append(("checkpoint", f"{newest}, {len(status.checkpoints)} complete"))
+    rows += [(f"attempt {a.number}", _attempt_in_words(a, status)) for a in status.attempts[-5:]]
+    rows += [("event", _event_in_words(event)) for event in status.events]
+    return "\n".join(f"{label:<12}{text}" for label, text in rows)
+
+
+def span(seconds: float) -> str:
+    """Seconds in the unit a person would use: 42 s, 7 min, 3 h 20 min, 2 d 5 h."""
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes} min"
+    if hours < 24:
+        return f"{hours} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _state_in_words(status: RunStatus) -> str:
+    age = "" if status.silent_seconds is None else span(status.silent_seconds)
+    if status.state == "running":
+        return f"running, last sign of life {age} ago"
+    if status.state == "silent":
+        return f"silent for {age} without having ended: it crashed or hangs (see attempts/*/*.log)"
+    return f"{status.state}, {age} ago" if age and status.attempts else status.state
+
+
+def _attempt_in_words(attempt: AttemptStatus, status: RunStatus) -> str:
+    if attempt.reason is not None:
+        return f"{attempt.reason} at step {attempt.step}, exit code {attempt.exit_code}"
+    if attempt is status.attempts[-1] and status.is_running:
+        return "running"
+    return "did not say why it ended (no exit.json)"
+
+
+def _event_in_words(event: dict[str, Any]) -> str:
+    details = {k: v for k, v in event.items() if k not in ("time", "event", "attempt", "rank")}
+    said = "  ".join(f"{k}={v}" for k, v in details.items())
+    return f"{event.get('time', '?')}  {event.get('event', '?')}  {said}".rstrip()
+
+
+def _numbers(values: dict[str, Any]) -> str:
+    cells = []
+    for name, value in values.items():
+        number = _number(value)
+        cells.append(f"{name} {value if number is None else format(number, '.4g')}")
+    return "  ".join(cells)
+
+
+def _state(attempts: list[AttemptStatus], silent: float | None, usual_interval: float) -> str:
+    if not attempts:
+        return "not started"
+    if attempts[-1].reason is not None:
+        return attempts[-1].reason
+    patience = max(SILENT_AFTER_SECONDS, 5 * usual_interval)
+    return "running" if silent is not None and silent <= patience else "silent"
+
+
+def _usual_interval(lines: list[dict[str, Any]]) -> float:
+    """Seconds between the last two logged steps, 0 if unknown."""
+    if len(lines) < 2:
+        return 0.0
+    seconds = _number(_section(lines[-1], "timing").get("step_seconds")) or 0.0
+    return seconds * float(lines[-1]["step"] - lines[-2]["step"])
+
+
+def _silent_seconds(run: Path, now: float) -> float | None:
+    """Age of the newest thing that the run wrote; never under 0, for clocks of hosts differ."""
+    signs = [run / "metrics.jsonl", run / "events.jsonl", run / "checkpoints"]
+    signs += run.glob("heartbeat/*")
+    # Of the newest attempt only: old ones may hold hundreds of thousands of logs.
+    for newest in _attempt_folders(run)[-1:]:
+        signs += [newest, *newest.iterdir()]
+    times = []
+    for path in signs:
+        try:
+            times.append(path.stat().st_mtime)
+        except OSError:
+            continue
+    return max(0.0, now - max(times)) if times else None
+
+
+def _attempt_folders(run: Path) -> list[Path]:
+    """Oldest first."""
+    folders = [p for p in run.glob("attempts/*") if p.name.isdigit()]
+    return sorted(folders, key=lambda p: int(p.name))
+
+
+def _attempts(run: Path) -> list[AttemptStatus]:
+    found = []
+    for folder in _attempt_folders(run):
+        value = _read_json(folder / "exit.json")
+        found.append(
+            AttemptStatus(
+                number=int(folder.name),
+                reason=value.get("reason"),
+                step=value.get("step"),
+                exit_code=value.get("exit_code"),
+            )
+        )
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty if it is missing or half-written."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The whole records in the last TAIL_BYTES of a .jsonl file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _section(value: dict[str, Any], name: str) -> dict[str, Any]:
+    section = value.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number else None

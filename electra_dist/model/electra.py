@@ -1,0 +1,164 @@
+"""The joint module: a generator and a discriminator over one set of tables (algorithm: section 2).
+
+Shapes: B rows, L positions, N masked slots of a row, D tower width, E embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from electra_dist.config.schema import ModelConfig, RunConfig
+from electra_dist.errors import UserError
+from electra_dist.model import random
+from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.encoder import Embeddings, Encoder
+from electra_dist.model.objectives import OBJECTIVES
+
+
+class GeneratorHead(nn.Module):
+    """Dense to the embedding width, GELU, LayerNorm, product with the shared word table, a bias of V."""
+
+    def __init__(self, config: ModelConfig, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, config.embedding_size)
+        self.layer_norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden_BND: Tensor, word_table_VE: Tensor) -> Tensor:
+        """Logits over the vocabulary at the given positions: [B, N, V]."""
+        projected_BNE = self.layer_norm(F.gelu(self.dense(hidden_BND)))
+        return F.linear(projected_BNE, word_table_VE, self.bias)
+
+
+class Generator(nn.Module):
+    """The masked language model: gathers the masked positions first, so that logits are made only there."""
+
+    def __init__(self, embeddings: Embeddings, encoder: Encoder, head: GeneratorHead) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.encoder = encoder
+        self.head = head
+
+    def forward(
+        self,
+        ids_BL: Tensor,
+        token_type_ids_BL: Tensor,
+        attention_mask_BL: Tensor | None,
+        positions_BN: Tensor,
+    ) -> Tensor:
+        """Logits [B, N, V] at `positions_BN`."""
+        hidden_BLD = self.encoder(self.embeddings(ids_BL, token_type_ids_BL), attention_mask_BL)
+        index_BND = positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])
+        logits_BNV: Tensor = self.head(hidden_BLD.gather(1, index_BND), self.embeddings.word.weight)
+        return logits_BNV
+
+
+class DiscriminatorHead(nn.Module):
+    """Dense, GELU and one logit at every position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Logits [B, L] of "this token was replaced"."""
+        logits_BL1: Tensor = self.out(F.gelu(self.dense(hidden_BLD)))
+        return logits_BL1.squeeze(-1)
+
+
+class Discriminator(nn.Module):
+    """The product: an encoder that says for every token whether it was replaced."""
+
+    def __init__(self, embeddings: Embeddings, encoder: Encoder, head: DiscriminatorHead) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.encoder = encoder
+        self.head = head
+
+    def forward(
+        self, ids_BL: Tensor, token_type_ids_BL: Tensor, attention_mask_BL: Tensor | None
+    ) -> Tensor:
+        """Logits [B, L]."""
+        hidden_BLD = self.encoder(self.embeddings(ids_BL, token_type_ids_BL), attention_mask_BL)
+        logits_BL: Tensor = self.head(hidden_BLD)
+        return logits_BL
+
+
+class JointElectra(nn.Module):
+    """Both towers as one module with one loss, one backward and one clip.
+
+    The towers share the word, position and token-type tables and the embedding LayerNorm; the generator's output
+    matrix is the same word table. With an objective that needs no discriminator (mlm), `discriminator` is None and
+    `generator` has the discriminator's size: it is then the product.
+
+    Args:
+        config: the run's config with `model.vocab_size` set.
+
+    Raises:
+        UserError: the objective is unknown, or the vocabulary size is not known yet.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__()
+        if config.objective.name not in OBJECTIVES:
+            raise UserError(
+                f"objective.name = {config.objective.name!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
+            )
+        model, vocab_size = config.model, config.model.vocab_size
+        if vocab_size is None:
+            raise UserError("model.vocab_size is not set; it comes from the corpus, or set it in [model]")
+        self.config = model
+        self.objective = config.objective
+        has_discriminator = OBJECTIVES[config.objective.name].has_discriminator
+        size = (model.num_layers, model.hidden_size, model.num_heads)
+        generator_size = (
+            (model.generator_num_layers, model.generator_hidden_size, model.generator_num_heads)
+            if has_discriminator
+            else size
+        )
+        self.embeddings = Embeddings(model, vocab_size)
+        self.generator = Generator(
+            self.embeddings,
+            Encoder(model, *generator_size),
+            GeneratorHead(model, generator_size[1], vocab_size),
+        )
+        self.discriminator = (
+            Discriminator(self.embeddings, Encoder(model, *size), DiscriminatorHead(size[1]))
+            if has_discriminator
+            else None
+        )
+        initialize(self, config.seed, model.initializer_range)
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of one micro-batch under the configured objective."""
+        return OBJECTIVES[self.objective.name].loss(self, batch)
+
+    def external_parameters(self) -> list[tuple[nn.Module, Tensor]]:
+        """Modules that read a parameter of another module: ZeRO-3 must gather it for them too."""
+        return [(self.generator.head, self.embeddings.word.weight)]
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, seed: int, std: float) -> None:
+    """Fill every parameter from a generator keyed by (seed, its name), so that no tower shifts another's draws.
+
+    Truncated normal at two deviations; glorot uniform for `embeddings_project` and the discriminator's last layer;
+    biases 0 and LayerNorm 1 (algorithm: section 2).
+    """
+    for name, parameter in module.named_parameters():
+        generator = torch.Generator(device=parameter.device).manual_seed(
+            random.fold(seed, random.INIT_SITE, zlib.crc32(name.encode()))
+        )
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "layer_norm" in name:
+            parameter.fill_(1.0)
+        elif "embeddings_project" in name or name.endswith("head.out.weight"):
+            nn.init.xavier_uniform_(parameter, generator=generator)
+        else:
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)

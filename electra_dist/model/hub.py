@@ -1,0 +1,258 @@
+"""Hugging Face format, both ways: ElectraForPreTraining, ElectraForMaskedLM and plain ElectraModel.
+
+    FOLDER/            the product: ElectraForPreTraining (or, trained with mlm, ElectraForMaskedLM) + tokenizer
+    FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
+
+Our names and theirs differ in one thing that is not a renaming: query, key and value are one matrix here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from electra_dist.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from electra_dist.errors import UserError
+from electra_dist.model.electra import JointElectra
+
+_EMBEDDINGS = {
+    "embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
+    "embeddings.position.weight": "electra.embeddings.position_embeddings.weight",
+    "embeddings.token_type.weight": "electra.embeddings.token_type_embeddings.weight",
+    "embeddings.layer_norm.weight": "electra.embeddings.LayerNorm.weight",
+    "embeddings.layer_norm.bias": "electra.embeddings.LayerNorm.bias",
+}
+_PROJECT = {
+    f"encoder.embeddings_project.{part}": f"electra.embeddings_project.{part}"
+    for part in ("weight", "bias")
+}
+_LAYER = {
+    "attention_output": "attention.output.dense",
+    "attention_layer_norm": "attention.output.LayerNorm",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+    "ffn_layer_norm": "output.LayerNorm",
+}
+_QKV = ("query", "key", "value")
+_HEADS = {
+    "discriminator": {
+        "head.dense": "discriminator_predictions.dense",
+        "head.out": "discriminator_predictions.dense_prediction",
+    },
+    "generator": {
+        "head.dense": "generator_predictions.dense",
+        "head.layer_norm": "generator_predictions.LayerNorm",
+    },
+}
+
+
+def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
+    """Write the product to `folder`, and the generator beside it, in Hugging Face format with the tokenizer.
+
+    Args:
+        model: the joint module; its weights are written in fp32.
+        tokenizer: the corpus's tokenizer.json.
+        folder: made if it is not there; must hold no other model.
+
+    Raises:
+        UserError: the folder holds a model already.
+    """
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a model already; remove it or give another --out folder")
+    if model.discriminator is None:
+        _export_tower(model, "generator", tokenizer, folder)
+    else:
+        _export_tower(model, "discriminator", tokenizer, folder)
+        _export_tower(model, "generator", tokenizer, folder / "generator")
+
+
+def load(folder: Path) -> JointElectra:
+    """A joint module from a Hugging Face ELECTRA folder; weights that the folder lacks stay freshly initialized.
+
+    Reads ElectraForPreTraining and ElectraModel into the discriminator, and `folder`/generator (ElectraForMaskedLM) if
+    it is there into the generator; a lone ElectraForMaskedLM becomes an `mlm` module.
+
+    Raises:
+        UserError: no ELECTRA model there, or one of a shape that this encoder does not have.
+    """
+    hf = _read_config(folder)
+    weights = _read_weights(folder)
+    is_masked_lm = any(name.startswith("generator_predictions.") for name in weights)
+    config = _config_from_hf(hf, folder)
+    generator_folder = folder / "generator"
+    if is_masked_lm:
+        config = replace(config, objective=ObjectiveConfig(name="mlm"))
+    elif (generator_folder / "config.json").is_file():
+        generator_hf = _read_config(generator_folder)
+        config = replace(
+            config,
+            model=replace(
+                config.model,
+                generator_num_layers=generator_hf["num_hidden_layers"],
+                generator_hidden_size=generator_hf["hidden_size"],
+            ),
+        )
+    model = JointElectra(config)
+    _fill(model, "generator" if is_masked_lm else "discriminator", weights, folder)
+    if not is_masked_lm and (generator_folder / "config.json").is_file():
+        _fill(model, "generator", _read_weights(generator_folder), generator_folder)
+    return model
+
+
+def hf_names(tower: str, num_layers: int, *, has_project: bool) -> dict[str, tuple[str, ...]]:
+    """Our parameter name -> theirs, for one tower; three names where theirs splits ours in equal parts."""
+    names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _EMBEDDINGS.items()}
+    if has_project:
+        names |= {f"{tower}.{ours}": (theirs,) for ours, theirs in _PROJECT.items()}
+    for i in range(num_layers):
+        ours, theirs = f"{tower}.encoder.layers.{i}", f"electra.encoder.layer.{i}"
+        for part in ("weight", "bias"):
+            names[f"{ours}.qkv.{part}"] = tuple(
+                f"{theirs}.attention.self.{one}.{part}" for one in _QKV
+            )
+            for mine, other in _LAYER.items():
+                names[f"{ours}.{mine}.{part}"] = (f"{theirs}.{other}.{part}",)
+    for mine, other in _HEADS[tower].items():
+        for part in ("weight", "bias"):
+            names[f"{tower}.{mine}.{part}"] = (f"{other}.{part}",)
+    if tower == "generator":
+        names["generator.head.bias"] = ("generator_lm_head.bias",)
+    return names
+
+
+def _names_of(model: JointElectra, tower: str) -> dict[str, tuple[str, ...]]:
+    encoder = getattr(model, tower).encoder
+    return hf_names(tower, len(encoder.layers), has_project=encoder.embeddings_project is not None)
+
+
+def _export_tower(model: JointElectra, tower: str, tokenizer: Path, folder: Path) -> None:
+    parameters = dict(model.named_parameters())
+    weights: dict[str, Tensor] = {}
+    for ours, theirs in _names_of(model, tower).items():
+        pieces = parameters[ours].detach().float().cpu().chunk(len(theirs))
+        weights |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = _hf_config(model, tower, tokenizer)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _export_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
+
+
+def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
+    }
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        **special,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(values, indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, Any]:
+    config = model.config
+    narrow = tower == "generator" and model.discriminator is not None
+    vocab = json.loads(tokenizer.read_bytes())
+    pad = next((t["id"] for t in vocab.get("added_tokens", []) if t["content"] == "[PAD]"), 0)
+    return {
+        "architectures": [
+            "ElectraForPreTraining" if tower == "discriminator" else "ElectraForMaskedLM"
+        ],
+        "model_type": "electra",
+        "vocab_size": len(model.embeddings.word.weight),
+        "embedding_size": config.embedding_size,
+        "hidden_size": config.generator_hidden_size if narrow else config.hidden_size,
+        "num_hidden_layers": config.generator_num_layers if narrow else config.num_layers,
+        "num_attention_heads": config.generator_num_heads if narrow else config.num_heads,
+        "intermediate_size": config.generator_ffn_size if narrow else config.ffn_size,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "max_position_embeddings": config.max_position_embeddings,
+        "type_vocab_size": config.type_vocab_size,
+        "initializer_range": config.initializer_range,
+        "layer_norm_eps": config.layer_norm_eps,
+        "pad_token_id": pad,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
+    }
+
+
+def _config_from_hf(hf: Mapping[str, Any], folder: Path) -> RunConfig:
+    model = ModelConfig(
+        num_layers=hf["num_hidden_layers"],
+        hidden_size=hf["hidden_size"],
+        embedding_size=hf["embedding_size"],
+        generator_num_layers=hf["num_hidden_layers"],
+        vocab_size=hf["vocab_size"],
+        max_position_embeddings=hf["max_position_embeddings"],
+        type_vocab_size=hf["type_vocab_size"],
+        hidden_dropout=hf["hidden_dropout_prob"],
+        attention_dropout=hf["attention_probs_dropout_prob"],
+        layer_norm_eps=hf["layer_norm_eps"],
+        initializer_range=hf["initializer_range"],
+    )
+    wanted = {
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.ffn_size,
+        "hidden_act": "gelu",
+    }
+    for name, value in wanted.items():
+        if hf[name] != value:
+            raise UserError(f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only")
+    return RunConfig(recipe="imported", model=model)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    from transformers import ElectraConfig
+
+    try:
+        values = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        raise UserError(f"{folder} holds no readable config.json; give a Hugging Face ELECTRA folder") from None
+    if values.get("model_type") != "electra":
+        raise UserError(f"{folder}: model_type = {values.get('model_type')!r}; give an ELECTRA model")
+    full: dict[str, Any] = ElectraConfig(**values).to_dict()
+    return full
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Weights by the names of the heads' classes; a bare ElectraModel's get the prefix that it lacks."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; only safetensors weights are read (no pickle)")
+    weights = safetensors.torch.load_file(path)
+    if not any(name.startswith("electra.") for name in weights):
+        weights = {f"electra.{name}": tensor for name, tensor in weights.items()}
+    return weights
+
+
+@torch.no_grad()
+def _fill(model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path) -> None:
+    parameters = dict(model.named_parameters())
+    for ours, theirs in _names_of(model, tower).items():
+        is_head = re.match(rf"{tower}\.head\.", ours)
+        if any(name not in weights for name in theirs):
+            if is_head:
+                continue  # a bare ElectraModel has no heads: they stay freshly initialized
+            raise UserError(f"{folder}: the weights lack {theirs[0]}; is it a whole ELECTRA model?")
+        value = torch.cat([weights[name] for name in theirs])
+        if value.shape != parameters[ours].shape:
+            raise UserError(
+                f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, config.json says {tuple(parameters[ours].shape)}"
+            )
+        parameters[ours].copy_(value)

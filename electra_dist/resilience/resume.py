@@ -1,0 +1,50 @@
+"""May this config continue that run? Decided on plain values, before any process group exists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from electra_dist.config import files
+from electra_dist.config.schema import RunConfig
+from electra_dist.errors import UserError
+
+
+def resumed_config(config: RunConfig, run_folder: Path) -> RunConfig:
+    """The config to run with in `run_folder`: what the run has settled stays settled.
+
+    Raises:
+        UserError: the folder holds a run whose config differs in a field that decides its numbers.
+    """
+    path = run_folder / "config.json"
+    if not path.exists():
+        return config
+    old = files.read_json(path)
+    threads = config.engine.threads_per_rank or old.engine.threads_per_rank
+    config = replace(config, engine=replace(config.engine, threads_per_rank=threads))
+    forbidden = files.forbidden_differences(old, config)
+    if forbidden:
+        raise UserError(
+            f"{run_folder} holds a run with another config ({'; '.join(forbidden)}); "
+            "give the same values to resume it, or another --out folder to start a new run"
+        )
+    return config
+
+
+def check_state(state: dict[str, Any], config_fingerprint: str, packing_fingerprint: str) -> None:
+    """Refuse a checkpoint of another config or of another corpus.
+
+    Raises:
+        UserError: a fingerprint differs.
+    """
+    if state["config_fingerprint"] != config_fingerprint:
+        raise UserError(
+            "the checkpoint was made with another config (fingerprint "
+            f"{state['config_fingerprint']}, now {config_fingerprint}); resume with the run's own config.json"
+        )
+    if state["corpus_fingerprint"] != packing_fingerprint:
+        raise UserError(
+            f"the checkpoint was trained on another corpus or packing (fingerprint {state['corpus_fingerprint']}, "
+            f"now {packing_fingerprint}); point data.corpus at the same corpus"
+        )

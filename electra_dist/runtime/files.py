@@ -1,0 +1,84 @@
+"""Files that others read: each appears whole or not at all (contracts, section 3)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON so that a reader, or a crash, never sees half of it.
+
+    Raises:
+        OSError: disk full, quota, no permission; `path` is as it was before.
+    """
+    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name, fsync, rename, fsync the folder: `path` holds the old or the new.
+
+    Raises:
+        OSError: disk full, quota, no permission; `path` is as it was before.
+    """
+    # The process id: on a shared disk a cut-off rank 0 and its successor may write the same file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` (a rename, a new file) survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to `path` in one write, on a fresh line even after a half-written one.
+
+    One host's processes may append at the same time; several hosts of a network file system may not
+    (O_APPEND is not atomic there), so files of a run are appended to by rank 0.
+
+    Raises:
+        OSError: the line could not be written whole; then nothing of it is left in the file.
+    """
+    data = (line + "\n").encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        written = os.write(descriptor, data)
+        if written != len(data):  # A full disk takes what still fits.
+            os.ftruncate(descriptor, size)
+            raise OSError(f"{path}: only {written} of {len(data)} bytes fit on the disk")
+    finally:
+        os.close(descriptor)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file, without half-written lines; none if there is no such file."""
+    if not path.exists():
+        return []
+    records = (parse_line(line) for line in path.read_bytes().split(b"\n"))
+    return [record for record in records if record is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in `line`, or None if a crash or a full disk cut it off."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,84 @@
+"""`electra-dist pretrain` on one rank: build, train, and say in exit.json why it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from electra_dist.checkpoint.layout import list_checkpoints
+from electra_dist.config.schema import RunConfig
+from electra_dist.errors import Superseded, UserError
+from electra_dist.resilience.guard import ExitReason
+from electra_dist.runtime.collectives import leave
+from electra_dist.runtime.world import World
+from electra_dist.train.build import Joined, Run, assemble, join
+from electra_dist.train.loop import train
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: RunConfig, run_folder: Path) -> int:
+    """Start the run, or resume it where the folder holds a complete checkpoint; returns the exit code.
+
+    Raises:
+        UserError: before any rank has met another. Later errors end the process without a collective.
+    """
+    world = World.from_environment(os.environ)
+    joined: Joined | None = None
+    run: Run | None = None
+    try:
+        joined = join(config, run_folder, os.environ)
+        run = assemble(joined)
+        reason = train(run)
+        _finish(run, reason)
+    except UserError as error:
+        if world.is_leader:
+            print(f"electra-dist: {error}", file=sys.stderr)
+        _leave(joined, run, "failed", 2)
+    except Superseded as error:
+        log.error("%s", error)
+        if run is not None:
+            run.events.append("superseded", step=run.state.step)
+        _leave(joined, run, "superseded", 1)
+    except Exception as error:
+        # The trace is for the rank's log; where no log exists yet, for the console.
+        log.error("rank %d failed: %s: %s", world.rank, type(error).__name__, error)
+        log.debug("%s", traceback.format_exc())
+        if joined is None:
+            traceback.print_exc()
+        _leave(joined, run, "failed", 1)
+    return reason.exit_code
+
+
+def _finish(run: Run, reason: ExitReason) -> None:
+    """Leave together, then rank 0 writes exit.json as its last act."""
+    if run.world.is_leader:
+        cause = run.stop_signals.received if reason is ExitReason.STOPPED else None
+        run.events.append("stop", step=run.state.step, reason=reason.value, cause=cause)
+        log.info("%s at step %d, %s", reason.value, run.state.step, run.store.newest_name())
+    run.close()
+    run.groups.shutdown(graceful=True)
+    if run.world.is_leader:
+        run.attempt.write_exit(
+            reason=reason.value,
+            step=run.state.step,
+            checkpoint=run.store.newest_name(),
+            exit_code=reason.exit_code,
+        )
+
+
+def _leave(joined: Joined | None, run: Run | None, reason: str, exit_code: int) -> NoReturn:
+    """End this process after an error: other ranks may be waiting in a collective that will never complete."""
+    if joined is not None and joined.groups.world.is_leader:
+        newest = list_checkpoints(joined.attempt.run_folder)[-1:]
+        joined.attempt.write_exit(
+            reason=reason,
+            step=run.state.step if run else 0,
+            checkpoint=newest[0].folder.name if newest else None,
+            exit_code=exit_code,
+        )
+    leave(exit_code)

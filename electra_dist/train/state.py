@@ -1,0 +1,39 @@
+"""What a run is besides its tensors: two counters and two fingerprints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run is. There is no RNG state and no iterator state: a step is arithmetic."""
+
+    step: int = 0
+    """Optimizer steps completed."""
+    position: int = 0
+    """Global sample position of the next step."""
+
+    def advanced(self, global_batch_size: int) -> RunState:
+        """The state after one more step."""
+        return replace(self, step=self.step + 1, position=self.position + global_batch_size)
+
+    def to_json(self, *, config_fingerprint: str, corpus_fingerprint: str) -> dict[str, Any]:
+        """state.json: the counters and what they count on."""
+        return {
+            "format_version": STATE_VERSION,
+            "step": self.step,
+            "position": self.position,
+            "skipped_positions": [],
+            "loss_scale": None,
+            "config_fingerprint": config_fingerprint,
+            "corpus_fingerprint": corpus_fingerprint,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunState:
+        """Read state.json back."""
+        return cls(step=values["step"], position=values["position"])

@@ -1,0 +1,85 @@
+"""Run a function on several real gloo ranks, each a process of its own, and collect what it returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(
+    target: str, world_size: int, folder: Path, timeout_seconds: float = 240.0, **arguments: Any
+) -> list[Any]:
+    """Call `module:function(world, **arguments)` on `world_size` ranks; returns their JSON results in rank order.
+
+    A rank that fails makes the test fail with the end of its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    base = {
+        **os.environ,
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    children = []
+    for rank in range(world_size):
+        log = (folder / f"rank_{rank}.log").open("wb")
+        result = folder / f"rank_{rank}.json"
+        command = [sys.executable, "-m", "tests.distributed.ranks", target, str(result)]
+        command.append(json.dumps(arguments))
+        environment = {**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        children.append(
+            subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        )
+        log.close()
+    try:
+        codes = [child.wait(timeout=timeout_seconds) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    for rank, code in enumerate(codes):
+        if code:
+            text = (folder / f"rank_{rank}.log").read_text(errors="replace")
+            raise AssertionError(f"rank {rank} of {target} ended with {code}:\n{text[-4000:]}")
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def main() -> None:
+    """One rank: join the group, call the target, write what it returned."""
+    import importlib
+
+    import torch
+
+    from electra_dist.runtime.collectives import start_process_group
+    from electra_dist.runtime.world import World
+
+    target, result_path, arguments = sys.argv[1:]
+    module_name, function_name = target.split(":")
+    torch.set_num_threads(1)
+    world = World.from_environment(os.environ)
+    groups = start_process_group(world, timeout_seconds=120.0, always=True)
+    function = getattr(importlib.import_module(module_name), function_name)
+    result = function(world, **json.loads(arguments))
+    Path(result_path).write_text(json.dumps(result))
+    groups.shutdown(graceful=True)
+
+
+if __name__ == "__main__":
+    main()

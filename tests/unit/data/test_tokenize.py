@@ -1,0 +1,234 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from electra_dist.data import tokenize
+from electra_dist.data.tokenize import describe, encode_documents, load_tokenizer
+from electra_dist.errors import UserError
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [
+    "the",
+    "he",
+    "##llo",
+    "cat",
+    "##s",
+    "[",
+    "]",
+    "mask",
+    "sep",
+    ".",
+    "caf",
+    "##e",
+    "##é",
+    "猫",
+    "Cat",
+]
+VOCAB = SPECIALS + WORDS
+
+
+@pytest.fixture
+def vocab_path(tmp_path: Path) -> Path:
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+    return path
+
+
+def encode(tokenizer: Tokenizer, *documents: tuple[str, ...]) -> tokenize.EncodedDocuments:
+    return encode_documents(tokenizer, describe(tokenizer), documents, held_out_share=0.0)
+
+
+def spell(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [tokenizer.id_to_token(i) for i in encode(tokenizer, (text,)).tokens.tolist()]
+
+
+def word_starts(tokenizer: Tokenizer, *sentences: str) -> list[str]:
+    encoded = encode(tokenizer, sentences)
+    offsets = np.concatenate([[0], np.cumsum(encoded.sentence_lengths)])
+    bits = tokenize.pack_word_starts(tokenize.word_start_rule(tokenizer), encoded.tokens, offsets)
+    assert len(bits) == (len(encoded.tokens) + 7) // 8
+    starts = np.unpackbits(bits, bitorder="little", count=len(encoded.tokens))
+    tokens = [tokenizer.id_to_token(i) for i in encoded.tokens.tolist()]
+    return [f"*{t}" if s else t for t, s in zip(tokens, starts, strict=True)]
+
+
+def trained(kind: str) -> Tokenizer:
+    text = [
+        "the cats and the hats sat on the mats",
+        "hello there, the other cats [MASK] [SEP]",
+    ] * 30
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=60, special_tokens=SPECIALS, unk_token="[UNK]", show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIALS, show_progress=False)
+    tokenizer.train_from_iterator(text, trainer=trainer)
+    return tokenizer
+
+
+def saved(tokenizer: Tokenizer, folder: Path) -> Path:
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def test_vocab_txt_lowercases_strips_accents_and_splits_chinese_by_default(
+    vocab_path: Path,
+) -> None:
+    tokenizer = load_tokenizer(vocab_path)
+    assert spell(tokenizer, "Hello THE Cats. Café猫猫") == [
+        "he", "##llo", "the", "cat", "##s", ".", "caf", "##e", "猫", "猫"
+    ]  # fmt: skip
+    facts = describe(tokenizer)
+    assert (facts.kind, facts.lowercase, facts.strip_accents) == ("wordpiece", True, True)
+    assert facts.vocab_size == len(VOCAB)
+    assert (facts.special_ids.pad, facts.special_ids.mask) == (0, 4)
+
+
+def test_vocab_txt_may_be_cased_and_keep_accents(vocab_path: Path) -> None:
+    cased = load_tokenizer(vocab_path, lowercase=False)
+    assert spell(cased, "Cat café") == ["Cat", "caf", "##é"]
+    facts = describe(cased)
+    assert (facts.lowercase, facts.strip_accents) == (False, False)
+    accents = load_tokenizer(vocab_path, lowercase=True, strip_accents=False)
+    assert spell(accents, "CAFÉ") == ["caf", "##é"]
+    assert describe(accents).strip_accents is False
+
+
+def test_a_literal_special_token_is_text(vocab_path: Path) -> None:
+    tokenizer = load_tokenizer(vocab_path)
+    assert spell(tokenizer, "the [MASK] [SEP]") == ["the", "[", "mask", "]", "[", "sep", "]"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_literal_special_token_is_text_in_other_models(tmp_path: Path, kind: str) -> None:
+    tokenizer = load_tokenizer(saved(trained(kind), tmp_path))
+    text = "the [MASK] and [SEP] [CLS] [PAD] cats"
+    special = describe(tokenizer).special_ids
+    found = set(encode(tokenizer, (text, "[MASK]")).tokens.tolist())
+    assert not found & {special.pad, special.cls, special.sep, special.mask}
+
+
+def test_a_special_token_that_the_model_itself_would_find_becomes_unknown(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordPiece({t: i for i, t in enumerate(VOCAB)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    loaded = load_tokenizer(saved(tokenizer, tmp_path))
+    assert spell(loaded, "the [MASK] cat [SEP]") == ["the", "[UNK]", "cat", "[UNK]"]
+
+
+def test_tokenizer_json_loses_truncation_and_padding_and_gets_the_bert_template(
+    vocab_path: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(vocab_path)
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    loaded = load_tokenizer(saved(tokenizer, tmp_path))
+    assert spell(loaded, "the cat the cat the") == ["the", "cat", "the", "cat", "the"]
+    pair = Tokenizer.from_file(str(saved(loaded, tmp_path))).encode("the cat", "he")
+    assert pair.tokens == ["[CLS]", "the", "cat", "[SEP]", "he", "[SEP]"]
+    assert pair.type_ids == [0, 0, 0, 0, 1, 1]
+
+
+def test_sentences_and_documents_without_a_token_vanish(vocab_path: Path) -> None:
+    encoded = encode(
+        load_tokenizer(vocab_path), ("\x00", "the cat"), (), ("\x01\x02",), ("cats", "\x00", ".")
+    )
+    assert encoded.sentence_lengths.tolist() == [2, 2, 1]
+    assert encoded.document_lengths.tolist() == [1, 2]
+    assert encoded.input_index.tolist() == [0, 3]
+    assert encoded.tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
+def test_ids_are_stored_in_two_bytes_as_long_as_they_fit(vocab_size: int, dtype: type) -> None:
+    vocab = SPECIALS + [f"w{i}" for i in range(vocab_size - 5)]
+    tokenizer = tokenize.wordpiece_tokenizer({token: i for i, token in enumerate(vocab)})
+    encoded = encode(tokenizer, (f"w{vocab_size - 6}",))
+    assert encoded.tokens.dtype == dtype
+    assert encoded.tokens.tolist() == [vocab_size - 1]
+
+
+def test_word_starts_of_wordpiece(vocab_path: Path) -> None:
+    assert word_starts(load_tokenizer(vocab_path), "Hello cats.", "猫cafe the xyz") == [
+        "*he", "##llo", "*cat", "##s", "*.", "*猫", "*caf", "##e", "*the", "*[UNK]"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mark"), [("bpe", "Ġ"), ("unigram", "▁")])
+def test_word_starts_of_byte_level_bpe_and_unigram(tmp_path: Path, kind: str, mark: str) -> None:
+    tokenizer = load_tokenizer(saved(trained(kind), tmp_path))
+    assert describe(tokenizer).kind == kind
+    found = word_starts(tokenizer, "the cats", "other hats there")
+    joined = "".join(found).replace(mark, "")
+    assert joined == "*the*cats*other*hats*there"
+
+
+def test_word_starts_of_bpe_with_an_end_of_word_mark() -> None:
+    vocab = [*SPECIALS, "ca", "ts</w>", "the</w>"]
+    model = models.BPE({t: i for i, t in enumerate(vocab)}, [], unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.model.end_of_word_suffix = "</w>"
+    rule = tokenize.word_start_rule(tokenizer)
+    tokens = np.array([5, 6, 7, 5, 6], np.uint16)
+    bits = tokenize.pack_word_starts(rule, tokens, np.array([0, 4, 5]))
+    assert np.unpackbits(bits, bitorder="little", count=5).tolist() == [1, 0, 1, 1, 1]
+
+
+def test_casing_is_read_from_a_normalizer_sequence(tmp_path: Path) -> None:
+    tokenizer = trained("bpe")
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFD(),
+            normalizers.Sequence([normalizers.Lowercase(), normalizers.StripAccents()]),
+        ]
+    )
+    facts = describe(load_tokenizer(saved(tokenizer, tmp_path)))
+    assert (facts.lowercase, facts.strip_accents) == (True, True)
+    plain = describe(load_tokenizer(saved(trained("bpe"), tmp_path)))
+    assert (plain.lowercase, plain.strip_accents) == (False, False)
+
+
+def test_held_out_share_is_kept_and_depends_on_the_text_alone() -> None:
+    documents = [(f"sentence {i}", "and another") for i in range(20000)]
+    chosen = [tokenize.is_held_out(document, 0.05) for document in documents]
+    assert 0.045 < np.mean(chosen) < 0.055
+    more = [tokenize.is_held_out(document, 0.10) for document in documents]
+    assert all(b for a, b in zip(chosen, more, strict=True) if a)
+    assert not any(tokenize.is_held_out(document, 0.0) for document in documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n", r"lacks \[MASK\]"),
+        ("vocab.txt", "\n".join([*VOCAB, "the"]), "'the' twice"),
+        ("tokenizer.json", '{"model": ', "cannot be read"),
+        ("absent.json", None, "does not exist"),
+    ],
+)
+def test_broken_tokenizers_are_the_users_mistake(
+    tmp_path: Path, name: str, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path / name)
+
+
+def test_an_unknown_kind_of_model_is_the_users_mistake(tmp_path: Path) -> None:
+    words = models.WordLevel({t: i for i, t in enumerate(VOCAB)}, unk_token="[UNK]")
+    loaded = load_tokenizer(saved(Tokenizer(words), tmp_path))
+    with pytest.raises(UserError, match="WordLevel"):
+        describe(loaded)
+
+
+def test_a_folder_with_a_tokenizer_is_a_tokenizer(vocab_path: Path) -> None:
+    assert spell(load_tokenizer(vocab_path.parent), "the cat") == ["the", "cat"]
