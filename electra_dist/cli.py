@@ -44,7 +44,9 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     while words:
         word = words.pop(0)
-        is_override = word.startswith("--") and ("." in word.split("=")[0] or word.split("=")[0] == "--seed")
+        is_override = word.startswith("--") and (
+            "." in word.split("=")[0] or word.split("=")[0] == "--seed"
+        )
         (overrides if is_override else plain).append(word)
         if is_override and "=" not in word and words and not is_flag(word) and words[0][:2] != "--":
             overrides.append(words.pop(0))
@@ -54,7 +56,8 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their words."""
     parser = argparse.ArgumentParser(
-        prog="electra-dist", description="Pretrain, resume, export and fine-tune ELECTRA on a cluster."
+        prog="electra-dist",
+        description="Pretrain, resume, export and fine-tune ELECTRA on a cluster.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_corpus(commands)
@@ -65,7 +68,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, handler: Handler, words: str, *, takes_overrides: bool = False, **more: Any
+    commands: Any,
+    name: str,
+    handler: Handler,
+    words: str,
+    *,
+    takes_overrides: bool = False,
+    **more: Any,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=words, description=words, allow_abbrev=False, **more
@@ -81,24 +90,68 @@ def _group(commands: Any, name: str, words: str) -> Any:
 
 def _add_corpus(commands: Any) -> None:
     corpus = _group(commands, "corpus", "turn text into a token store, pack it, look at it")
-    build = _command(corpus, "build", _corpus_build, "tokenize text into a corpus, once for all lengths")
+    build = _command(
+        corpus, "build", _corpus_build, "tokenize text into a corpus, once for all lengths"
+    )
     build.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    build.add_argument("--input", nargs="+", required=True, metavar="PATH", help="files, folders, globs; .gz .xz .bz2 too")
-    build.add_argument("--tokenizer", default="train", help="tokenizer.json, WordPiece vocab.txt, or train (default)")
-    build.add_argument("--vocab-size", type=int, default=8192, help="for --tokenizer train (default %(default)s)")
-    build.add_argument("--cased", action="store_true", help="keep case and accents; for train and vocab.txt")
-    build.add_argument("--field", default="text", help="jsonl: the field that holds the text (default %(default)s)")
-    build.add_argument("--held-out-share", type=float, default=0.005, help="documents never trained on (default %(default)s)")
-    build.add_argument("--max-quarantine-share", type=float, default=0.01, help="bad records that fail the build (default %(default)s)")
-    build.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    build.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="files, folders, globs; .gz .xz .bz2 too",
+    )
+    build.add_argument(
+        "--tokenizer",
+        default="train",
+        help="tokenizer.json, WordPiece vocab.txt, or train (default)",
+    )
+    build.add_argument(
+        "--vocab-size", type=int, default=8192, help="for --tokenizer train (default %(default)s)"
+    )
+    build.add_argument(
+        "--cased", action="store_true", help="keep case and accents; for train and vocab.txt"
+    )
+    build.add_argument(
+        "--field", default="text", help="jsonl: the field that holds the text (default %(default)s)"
+    )
+    build.add_argument(
+        "--held-out-share",
+        type=float,
+        default=0.005,
+        help="documents never trained on (default %(default)s)",
+    )
+    build.add_argument(
+        "--max-quarantine-share",
+        type=float,
+        default=0.01,
+        help="bad records that fail the build (default %(default)s)",
+    )
+    build.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
     pack = _command(corpus, "pack", _corpus_pack, "cut a corpus into examples of one length")
     pack.add_argument("corpus", type=Path, metavar="CORPUS")
-    pack.add_argument("--length", type=int, default=128, help="tokens in a row (default %(default)s)")
-    pack.add_argument("--mode", default="full", choices=("full", "google"), help="full keeps every token (default)")
+    pack.add_argument(
+        "--length", type=int, default=128, help="tokens in a row (default %(default)s)"
+    )
+    pack.add_argument(
+        "--mode",
+        default="full",
+        choices=("full", "google"),
+        help="full keeps every token (default)",
+    )
     pack.add_argument("--seed", type=int, default=0)
-    pack.add_argument("--mask-prob", type=float, default=0.15, help="of the recorded held-out masks (default %(default)s)")
-    verify = _command(corpus, "verify", _corpus_verify, "check every file of a corpus against its hashes")
+    pack.add_argument(
+        "--mask-prob",
+        type=float,
+        default=0.15,
+        help="of the recorded held-out masks (default %(default)s)",
+    )
+    verify = _command(
+        corpus, "verify", _corpus_verify, "check every file of a corpus against its hashes"
+    )
     verify.add_argument("corpus", type=Path, metavar="CORPUS")
     info = _command(corpus, "info", _corpus_info, "what is in a corpus")
     info.add_argument("corpus", type=Path, metavar="CORPUS")
@@ -107,7 +160,9 @@ def _add_corpus(commands: Any) -> None:
     train = _command(vocab, "train", _vocab_train, "train a WordPiece vocabulary on text")
     train.add_argument("--input", nargs="+", required=True, metavar="PATH")
     train.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    train.add_argument("--size", type=int, default=30522, help="entries at most (default %(default)s)")
+    train.add_argument(
+        "--size", type=int, default=30522, help="entries at most (default %(default)s)"
+    )
     train.add_argument("--cased", action="store_true", help="keep case and accents")
     train.add_argument("--out", required=True, type=Path, help="vocab.txt or tokenizer.json")
 
@@ -146,7 +201,9 @@ def _add_pretrain(commands: Any) -> None:
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="one JSON document")
     config = _group(commands, "config", "look at configs")
-    show = _command(config, "show", _config_show, "the resolved config as JSON", takes_overrides=True)
+    show = _command(
+        config, "show", _config_show, "the resolved config as JSON", takes_overrides=True
+    )
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     show.add_argument("--recipe")
     _command(config, "docs", _config_docs, "every knob with its default and meaning")
@@ -157,9 +214,16 @@ def _add_checkpoint(commands: Any) -> None:
     listing = _command(checkpoint, "list", _checkpoint_list, "the complete checkpoints of a run")
     listing.add_argument("run", type=Path, metavar="RUN")
     listing.add_argument("--json", action="store_true", help="one JSON document")
-    verify = _command(checkpoint, "verify", _checkpoint_verify, "check every byte against the hashes")
+    verify = _command(
+        checkpoint, "verify", _checkpoint_verify, "check every byte against the hashes"
+    )
     verify.add_argument("checkpoint", type=Path, metavar="CKPT")
-    diff = _command(checkpoint, "diff", _checkpoint_diff, "compare weights and moments bit by bit; exit 1 if they differ")
+    diff = _command(
+        checkpoint,
+        "diff",
+        _checkpoint_diff,
+        "compare weights and moments bit by bit; exit 1 if they differ",
+    )
     diff.add_argument("one", type=Path, metavar="CKPT")
     diff.add_argument("other", type=Path, metavar="CKPT")
     export = _command(checkpoint, "export", _checkpoint_export, "write the model in another format")
@@ -169,12 +233,18 @@ def _add_checkpoint(commands: Any) -> None:
 
 
 def _add_finetune(commands: Any) -> None:
-    tune = _command(commands, "finetune", _finetune, "fine-tune a pretrained model on a labelled task")
+    tune = _command(
+        commands, "finetune", _finetune, "fine-tune a pretrained model on a labelled task"
+    )
     tune.add_argument("--model", required=True, type=Path, metavar="HF_DIR|RUN")
     for name in ("train", "dev"):
-        tune.add_argument(f"--{name}", required=True, type=Path, metavar="FILE", help="TSV, CSV or JSONL")
+        tune.add_argument(
+            f"--{name}", required=True, type=Path, metavar="FILE", help="TSV, CSV or JSONL"
+        )
     tune.add_argument("--test", type=Path, metavar="FILE")
-    tune.add_argument("--task", help="a known task, which names the columns and metrics (sst2, cola, mrpc, ...)")
+    tune.add_argument(
+        "--task", help="a known task, which names the columns and metrics (sst2, cola, mrpc, ...)"
+    )
     tune.add_argument("--text", metavar="COLUMN")
     tune.add_argument("--text-b", metavar="COLUMN", help="second segment of a pair")
     tune.add_argument("--label", metavar="COLUMN")
@@ -186,12 +256,24 @@ def _add_finetune(commands: Any) -> None:
     tune.add_argument("--batch-size", type=int, default=32)
     tune.add_argument("--max-length", type=int, default=128)
     tune.add_argument("--seeds", default="1", help="how many, or a list such as 3,5,8")
-    tune.add_argument("--reinitialize", action="store_true", help="the same head on an untrained encoder: a baseline")
+    tune.add_argument(
+        "--reinitialize",
+        action="store_true",
+        help="the same head on an untrained encoder: a baseline",
+    )
     tune.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     tune.add_argument("--out", required=True, type=Path)
-    predict = _command(commands, "predict", _predict, "label texts with a fine-tuned model, as JSONL")
+    predict = _command(
+        commands, "predict", _predict, "label texts with a fine-tuned model, as JSONL"
+    )
     predict.add_argument("--model", required=True, type=Path, metavar="DIR")
-    predict.add_argument("--input", required=True, type=Path, metavar="FILE", help="a text a line, or TSV, CSV, JSONL")
+    predict.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="a text a line, or TSV, CSV, JSONL",
+    )
     predict.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
 
 
@@ -230,7 +312,9 @@ def _corpus_pack(args: argparse.Namespace, _: list[str]) -> int:
     frozen = freeze(corpus, packing, args.mask_prob)
     print(f"{folder}: {packing.num_examples:,} examples of at most {args.length} tokens")
     if frozen is None:
-        print("no document is held out, so runs on this corpus are not evaluated (--held-out-share at build)")
+        print(
+            "no document is held out, so runs on this corpus are not evaluated (--held-out-share at build)"
+        )
     return 0
 
 
@@ -238,7 +322,9 @@ def _corpus_verify(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.data.verify import verify_corpus
 
     problems = verify_corpus(args.corpus)
-    print("\n".join(problems) if problems else f"{args.corpus}: every file is what the manifest says")
+    print(
+        "\n".join(problems) if problems else f"{args.corpus}: every file is what the manifest says"
+    )
     return 1 if problems else 0
 
 
@@ -253,7 +339,9 @@ def _corpus_info(args: argparse.Namespace, _: list[str]) -> int:
 def _vocab_train(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.data.vocab import train_vocab
 
-    train_vocab(args.input, args.out, vocab_size=args.size, lowercase=not args.cased, source=args.source)
+    train_vocab(
+        args.input, args.out, vocab_size=args.size, lowercase=not args.cased, source=args.source
+    )
     print(args.out)
     return 0
 
@@ -276,7 +364,16 @@ def _pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
 
     words = [str(path)] if path else []
     words += ["--recipe", args.recipe] if args.recipe else []
-    command = [sys.executable, "-m", "electra_dist", "pretrain", *words, "--out", str(args.out), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "electra_dist",
+        "pretrain",
+        *words,
+        "--out",
+        str(args.out),
+        *overrides,
+    ]
     return run_ranks(command, args.nproc, without_launcher_variables(os.environ), args.out)
 
 
@@ -314,14 +411,19 @@ def _checkpoint_list(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.checkpoint.layout import list_checkpoints, read_manifest
 
     found = [(info, read_manifest(info.folder)) for info in list_checkpoints(args.run)]
-    rows: list[dict[str, Any]] = [{"step": i.step, "folder": str(i.folder), "bytes": m.num_bytes, "shards": len(m.shards)} for i, m in found]
+    rows: list[dict[str, Any]] = [
+        {"step": i.step, "folder": str(i.folder), "bytes": m.num_bytes, "shards": len(m.shards)}
+        for i, m in found
+    ]
     if args.json:
         print(json.dumps(rows, indent=2))
     elif not rows:
         print(f"{args.run} holds no complete checkpoint")
     else:
         for row in rows:
-            print(f"step {row['step']:>10,}  {row['bytes'] / 2**20:>10,.1f} MiB  {row['shards']:>4} shards  {row['folder']}")
+            print(
+                f"step {row['step']:>10,}  {row['bytes'] / 2**20:>10,.1f} MiB  {row['shards']:>4} shards  {row['folder']}"
+            )
     return 0
 
 

@@ -3,13 +3,14 @@
     checkpoints/step_00001000/
         manifest.json               written last; a folder without it is not a checkpoint
         state.json                  step, position, fingerprints
-        shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in its metadata
+        shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in its
+        metadata
     checkpoints/step_00001000.tmp-2     being written by attempt 2, or left by its crash
     checkpoints/step_00001000.bad       did not verify; kept aside
     checkpoints/step_00001000.abandoned superseded by a roll-back
 
-No rank, world size or ZeRO stage stands in it: shards hold ranges of named parameters, and a reader at any world size
-takes the ranges that it needs.
+No rank, world size or ZeRO stage stands in it: shards hold ranges of named parameters, and a reader
+at any world size takes the ranges that it needs.
 """
 
 from __future__ import annotations

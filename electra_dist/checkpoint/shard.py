@@ -1,8 +1,9 @@
 """One shard file: element ranges of named tensors in safetensors format, hashed per MiB as it is written and read.
 
-The format is the public one (8-byte header length, JSON header, raw little-endian data), so that any safetensors
-reader opens a shard; the global offsets of its ranges stand in the header's metadata. It is written here and not by
-the library because the library has neither streaming nor hashing.
+The format is the public one (8-byte header length, JSON header, raw little-endian data), so that
+any safetensors reader opens a shard; the global offsets of its ranges stand in the header's
+metadata. It is written here and not by the library because the library has neither streaming nor
+hashing.
 """
 
 from __future__ import annotations
@@ -180,7 +181,9 @@ class ShardReader:
         try:
             data = os.pread(self._file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES)
         except OSError as error:
-            raise CorruptCheckpoint(f"{self._path}: block {block} cannot be read ({error.strerror})") from None
+            raise CorruptCheckpoint(
+                f"{self._path}: block {block} cannot be read ({error.strerror})"
+            ) from None
         if xxhash.xxh3_64_hexdigest(data) != self._record.block_hashes[block]:
             raise CorruptCheckpoint(f"{self._path}: block {block} (1 MiB) is damaged")
         self._cached_block, self._cached = block, data

@@ -1,8 +1,8 @@
 """Saving, committing, restoring and retiring the checkpoints of one run.
 
-A save writes each rank's element ranges to `step_N.tmp-<attempt>/`, reads them back against their hashes, and ends
-with a done file; rank 0 commits with manifest.json and one rename. A crash at any byte leaves the previous
-checkpoint the newest one.
+A save writes each rank's element ranges to `step_N.tmp-<attempt>/`, reads them back against their
+hashes, and ends with a done file; rank 0 commits with manifest.json and one rename. A crash at any
+byte leaves the previous checkpoint the newest one.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class CheckpointStore:
     def save(self, engine: Engine, step: int, state: dict[str, Any]) -> bool:
         """Save the engine's state and `state` (for state.json) as the checkpoint of `step`.
 
-        Returns whether it was committed on disk; a disk that does not take it is an event, and the older
-        checkpoints stay.
+        Returns whether it was committed on disk; a disk that does not take it is an event, and the
+        older checkpoints stay.
 
         Raises:
             Superseded: a later attempt owns the run folder.
@@ -91,14 +91,17 @@ class CheckpointStore:
                 shutil.rmtree(folder, ignore_errors=True)
         return problem is None
 
-    def restore(self, engine: Engine, parameter_shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    def restore(
+        self, engine: Engine, parameter_shapes: dict[str, tuple[int, ...]]
+    ) -> dict[str, Any] | None:
         """Fill the engine from the newest checkpoint that verifies on every rank; returns its state.json.
 
-        None if the run has no checkpoint at all. Newer ones that do not verify are named in events.jsonl and kept
-        aside as `step_N.bad`.
+        None if the run has no checkpoint at all. Newer ones that do not verify are named in
+        events.jsonl and kept aside as `step_N.bad`.
 
         Raises:
-            UserError: there are checkpoints but none verifies, or the newest good one is of another model.
+            UserError: there are checkpoints but none verifies, or the newest good one is of another
+                model.
         """
         bad: list[tuple[CheckpointInfo, str]] = []
         for info in self._candidates():
@@ -204,7 +207,10 @@ class CheckpointStore:
         """Rank 0's list of complete checkpoints, newest first, on every rank."""
         names = [info.folder.name for info in reversed(list_checkpoints(self.run_folder))]
         names = self._control.broadcast_json(names, name="list of checkpoints")
-        return [CheckpointInfo(step=int(n.removeprefix("step_")), folder=self._folder / n) for n in names]
+        return [
+            CheckpointInfo(step=int(n.removeprefix("step_")), folder=self._folder / n)
+            for n in names
+        ]
 
     def _read(
         self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
@@ -214,7 +220,9 @@ class CheckpointStore:
             with CheckpointReader(info.folder) as reader:
                 saved = {name: tuple(shape) for name, shape in reader.manifest.parameters.items()}
                 if saved != shapes:
-                    differing = sorted(n for n in {*saved, *shapes} if saved.get(n) != shapes.get(n))
+                    differing = sorted(
+                        n for n in {*saved, *shapes} if saved.get(n) != shapes.get(n)
+                    )
                     raise UserError(
                         f"{info.folder} holds another model: {differing[0]} has shape "
                         f"{saved.get(differing[0])} there and {shapes.get(differing[0])} here"
@@ -232,7 +240,9 @@ class CheckpointStore:
     def _set_aside(self, bad: list[tuple[CheckpointInfo, str]]) -> None:
         if self._control.rank == 0:
             for info, problem in bad:
-                log.error("checkpoint %s does not verify and is set aside: %s", info.folder.name, problem)
+                log.error(
+                    "checkpoint %s does not verify and is set aside: %s", info.folder.name, problem
+                )
                 os.rename(info.folder, _free_name(info.folder, "bad"))
                 self._events.append("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
 

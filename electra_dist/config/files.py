@@ -1,7 +1,7 @@
 """Configs in and out: TOML and ``--section.field value`` in, exact JSON out, and what differs in words.
 
-Reading is strict: an unknown key is an error that names the nearest known one. Order of strength: the recipe, then
-the TOML file, then the command line.
+Reading is strict: an unknown key is an error that names the nearest known one. Order of strength:
+the recipe, then the TOML file, then the command line.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def read_json(path: Path) -> RunConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a config ({error}); is this a run folder?") from None
+        raise UserError(
+            f"{path}: cannot be read as a config ({error}); is this a run folder?"
+        ) from None
     return from_dict(values, str(path))
 
 
@@ -114,7 +116,11 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What differs, in words: one ``batch.micro_batch_size: 32 -> 16`` a field."""
     before, after = flatten(old), flatten(new)
-    return [f"{name}: {before[name]!r} -> {after[name]!r}" for name in before if before[name] != after[name]]
+    return [
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name in before
+        if before[name] != after[name]
+    ]
 
 
 def forbidden_differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -131,7 +137,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist; give a TOML file or --recipe NAME") from None
+        raise UserError(
+            f"config file {path} does not exist; give a TOML file or --recipe NAME"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a readable TOML file: {error}") from None
 
@@ -142,7 +150,9 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[st
     for key, value in top.items():
         if isinstance(base.get(key), dict):
             if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {key} = {value!r} must be a section; write [{key}] and its fields below")
+                raise UserError(
+                    f"{where}: {key} = {value!r} must be a section; write [{key}] and its fields below"
+                )
             merged[key] = {**base[key], **value}
         else:
             merged[key] = value
@@ -192,7 +202,9 @@ def _apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         elif options:
             options[-1].append(word)
         else:
-            raise UserError(f"unexpected word {word!r}; overrides look like --batch.micro_batch_size 8")
+            raise UserError(
+                f"unexpected word {word!r}; overrides look like --batch.micro_batch_size 8"
+            )
     parsed = _parse_with_tyro(config, overrides)
     if parsed is not None:
         return parsed
@@ -200,7 +212,9 @@ def _apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         if _parse_with_tyro(config, option) is None:
             kind = type_in_words(_field_type(_option_name(option[0])))
             raise UserError(f"{' '.join(option)}: does not fit; the value must be {kind}")
-    raise UserError(f"the overrides {' '.join(overrides)!r} do not fit together; give each option once")
+    raise UserError(
+        f"the overrides {' '.join(overrides)!r} do not fit together; give each option once"
+    )
 
 
 def _parse_with_tyro(config: RunConfig, words: Sequence[str]) -> RunConfig | None:
@@ -227,5 +241,7 @@ def _option_name(word: str) -> str:
 def _field_type(name: str) -> Any:
     kind: Any = RunConfig
     for part in name.split("."):
-        kind = get_type_hints(kind).get(part.removeprefix("no_"), str) if is_dataclass(kind) else str
+        kind = (
+            get_type_hints(kind).get(part.removeprefix("no_"), str) if is_dataclass(kind) else str
+        )
     return kind

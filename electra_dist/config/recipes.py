@@ -1,7 +1,7 @@
 """Complete runs by name: a recipe is a function that returns a config, and a variant replaces fields of another.
 
-Sizes, rates, batches and steps are those of the paper's appendix and of google-research/electra, where
-``model_size=base`` alone trains base with small's rate and length: recipes here are whole.
+Sizes, rates, batches and steps are those of the paper's appendix and of google-research/electra,
+where ``model_size=base`` alone trains base with small's rate and length: recipes here are whole.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Every knob of a pretraining run: frozen, checked where it is born, with what it means under it.
 
-Names are ELECTRA's own (``mask_prob``, ``disc_weight``, ``generator_hidden_size`` ...). Values that follow from
-others are properties and never stored. What a knob must satisfy is checked at construction, and the error says the
-field, the value and the remedy. The defaults are those of the ``small`` recipe.
+Names are ELECTRA's own (``mask_prob``, ``disc_weight``, ``generator_hidden_size`` ...). Values that
+follow from others are properties and never stored. What a knob must satisfy is checked at
+construction, and the error says the field, the value and the remedy. The defaults are those of the
+``small`` recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def _require(condition: bool, field_name: str, value: object, rule: str, remedy:
 def _require_positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None:
-            _require(value > 0, f"{section}.{name}", value, "must be above 0", "give a positive number")
+            _require(
+                value > 0, f"{section}.{name}", value, "must be above 0", "give a positive number"
+            )
 
 
 def _require_share(section: str, **values: float) -> None:
@@ -133,7 +136,13 @@ class ObjectiveConfig:
         _require_share("objective", mask_prob=self.mask_prob)
         for name in ("gen_weight", "disc_weight"):
             value = getattr(self, name)
-            _require(value >= 0, f"objective.{name}", value, "must not be negative", "use 0 to turn it off")
+            _require(
+                value >= 0,
+                f"objective.{name}",
+                value,
+                "must not be negative",
+                "use 0 to turn it off",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +195,14 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         _require_positive(
-            "batch", global_batch_size=self.global_batch_size, micro_batch_size=self.micro_batch_size
+            "batch",
+            global_batch_size=self.global_batch_size,
+            micro_batch_size=self.micro_batch_size,
         )
         if self.global_batch_size % self.micro_batch_size:
-            divisors = [n for n in range(1, self.micro_batch_size + 1) if self.global_batch_size % n == 0]
+            divisors = [
+                n for n in range(1, self.micro_batch_size + 1) if self.global_batch_size % n == 0
+            ]
             raise UserError(
                 f"batch.global_batch_size = {self.global_batch_size} is not a multiple of "
                 f"batch.micro_batch_size = {self.micro_batch_size}; set batch.micro_batch_size to "
@@ -374,7 +387,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(
-            0 <= self.seed < 2**63, "seed", self.seed, "must lie in [0, 2**63)", "use a small whole number"
+            0 <= self.seed < 2**63,
+            "seed",
+            self.seed,
+            "must lie in [0, 2**63)",
+            "use a small whole number",
         )
         _require(
             self.data.sequence_length <= self.model.max_position_embeddings,

@@ -1,8 +1,8 @@
 """Frozen corruption: held-out rows with recorded masks and noise, so that the curves of different runs compare.
 
-Recorded once, at packing, for one mask probability: the masked rows, one uniform number a slot (each run samples
-its own generator with it) and a replacement drawn from the corpus's unigram distribution (the same for every run).
-Shapes: R rows, L positions, N masked slots.
+Recorded once, at packing, for one mask probability: the masked rows, one uniform number a slot
+(each run samples its own generator with it) and a replacement drawn from the corpus's unigram
+distribution (the same for every run). Shapes: R rows, L positions, N masked slots.
 """
 
 from __future__ import annotations

@@ -45,8 +45,10 @@ class Masks(NamedTuple):
     """1 in used slots, 0 else."""
 
 
-def num_selected(num_tokens: NDArray[np.int64], mask_prob: float, max_masked: int) -> NDArray[np.int64]:
-    """k = max(1, min(N, round_half_even(p n))), in float32 as google-research/electra computes it."""
+def num_selected(
+    num_tokens: NDArray[np.int64], mask_prob: float, max_masked: int
+) -> NDArray[np.int64]:
+    """K = max(1, min(N, round_half_even(p n))), in float32 as google-research/electra computes it."""
     rounded = np.rint(np.float32(mask_prob) * num_tokens.astype(np.float32))
     selected: NDArray[np.int64] = np.clip(rounded.astype(np.int64), 1, max_masked)
     return selected
@@ -71,8 +73,9 @@ def mask_rows(
     candidates_BL = slots_L < num_tokens_B[:, None]
     for never in rule.never:
         candidates_BL &= input_ids_BL != never
-    # A random 32-bit key above the slot's own number: sorting the words sorts slots by key, with no argsort.
-    # numpy sorts 64-bit words with SIMD, which is several times faster than an indirect partition.
+    # A random 32-bit key above the slot's own number: sorting the words sorts slots by key, with no
+    # argsort. numpy sorts 64-bit words with SIMD, which is several times faster than an indirect
+    # partition.
     words_BL = _draws(rule.seed, _SELECT, sample_positions_B, length).astype(np.uint64)
     words_BL <<= np.uint64(32)
     words_BL |= slots_L.astype(np.uint64)

@@ -1,9 +1,10 @@
 """Which sample stands at which position: a keyed permutation of every epoch, computed and never stored.
 
-Positions run on through epochs. Within an epoch, blocks of neighbouring samples are permuted, windows of blocks
-follow each other, and the samples of a window are permuted among themselves: a read window touches few large
-contiguous pieces of the corpus, which disks, Lustre and object stores like, while samples mix over
-``block_size * window_blocks`` neighbours. All of it is O(1) per position, so seeking anywhere costs the same.
+Positions run on through epochs. Within an epoch, blocks of neighbouring samples are permuted,
+windows of blocks follow each other, and the samples of a window are permuted among themselves: a
+read window touches few large contiguous pieces of the corpus, which disks, Lustre and object stores
+like, while samples mix over ``block_size * window_blocks`` neighbours. All of it is O(1) per
+position, so seeking anywhere costs the same.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from electra_dist.data.hashing import fold, mix64
 
-# Balanced Feistel networks look random from about 4 rounds (Luby and Rackoff 1988); 6 leave a margin on tiny halves.
+# Balanced Feistel networks look random from about 4 rounds (Luby and Rackoff 1988); 6 leave a
+# margin on tiny halves.
 _NUM_ROUNDS = 6
 _BLOCKS, _WINDOW, _TAIL, _TAIL_PLACE = range(4)
 
@@ -38,7 +40,8 @@ def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64
             high ^= mix64(low ^ keys[round_number]) & high_mask
             low ^= mix64(high ^ keys[round_number + 1]) & low_mask
         walking = (high << low_bits) | low
-        # The network permutes the next power of two; what falls outside is sent through again until it is inside.
+        # The network permutes the next power of two; what falls outside is sent through again until
+        # it is inside.
         inside = walking < np.uint64(size)
         result[places[inside]] = walking[inside]
         walking, places = walking[~inside], places[~inside]
@@ -82,7 +85,8 @@ class Order:
     def _epoch_ids(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         num_blocks, tail = divmod(self.num_samples, self.block_size)
         num_windows = -(-num_blocks // self.window_blocks)
-        # The last, partial block is read between two windows, at a place that changes with the epoch.
+        # The last, partial block is read between two windows, at a place that changes with the
+        # epoch.
         tail_window = fold(self.seed, epoch, _TAIL_PLACE) % (num_windows + 1)
         tail_start = min(tail_window * self.window_blocks, num_blocks) * self.block_size
         in_tail = (indices >= tail_start) & (indices < tail_start + tail)

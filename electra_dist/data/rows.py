@@ -45,7 +45,9 @@ class RowReader:
         )
         for shard in touched:
             here = shards == shard
-            for whole, part in zip(rows, self._read_from(int(shard), sample_ids[here]), strict=True):
+            for whole, part in zip(
+                rows, self._read_from(int(shard), sample_ids[here]), strict=True
+            ):
                 whole[here] = part
         return rows
 
@@ -73,7 +75,8 @@ def assemble(
 ) -> Rows:
     """Gather token ranges into rows: types 0 for [CLS] A [SEP], 1 for B [SEP], padding has type 0.
 
-    B's tokens follow A's in the store, so column j reads token start + j - 1, and one less behind the first [SEP].
+    B's tokens follow A's in the store, so column j reads token start + j - 1, and one less behind
+    the first [SEP].
     """
     columns_L = np.arange(length)
     first_sep_B1 = (length_a_B + 1)[:, None]

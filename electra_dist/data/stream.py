@@ -1,7 +1,8 @@
 """From the state of a run to the micro-batches of its next step: the one stateful file of the data layer.
 
-Its only state is a look-ahead: a background thread assembles the next steps while the engine computes. What a
-micro-batch holds is a function of (seed, position) and of the corpus, so nothing here is ever saved.
+Its only state is a look-ahead: a background thread assembles the next steps while the engine
+computes. What a micro-batch holds is a function of (seed, position) and of the corpus, so nothing
+here is ever saved.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class CorpusStream:
         rank: this rank; `world_size` ranks share the micro-batches of a step.
 
     Raises:
-        UserError: the corpus is not packed at this length, is empty, or has fewer micro-batches than ranks.
+        UserError: the corpus is not packed at this length, is empty, or has fewer micro-batches
+            than ranks.
     """
 
     def __init__(
@@ -127,7 +129,8 @@ class CorpusStream:
             (step + i, first_position + i * self._batch.global_batch_size)
             for i in range(self._prefetch_steps + 1)
         ]
-        # A roll-back or a seek makes what was assembled ahead useless: drop all that is not wanted now.
+        # A roll-back or a seek makes what was assembled ahead useless: drop all that is not wanted
+        # now.
         self._ahead = {key: future for key, future in self._ahead.items() if key in wanted}
         for key in wanted:
             if key not in self._ahead:

@@ -1,8 +1,9 @@
 """The product's engine: one joint step under DeepSpeed ZeRO 0 to 3. The only file that knows DeepSpeed.
 
-DeepSpeed is given the micro-batch size and K passes a rank; each loss is multiplied by W K / M, so that its own mean
-over W ranks and K passes becomes the mean over the M real micro-batches. Saved state is reached by element ranges
-(`fragments`), never through DeepSpeed's own checkpoints, which cannot change the number of ranks or the stage.
+DeepSpeed is given the micro-batch size and K passes a rank; each loss is multiplied by W K / M, so
+that its own mean over W ranks and K passes becomes the mean over the M real micro-batches. Saved
+state is reached by element ranges (`fragments`), never through DeepSpeed's own checkpoints, which
+cannot change the number of ranks or the stage.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ class DeepSpeedEngine:
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)
             persistent = self._zero.persistent_parameters
             if persistent:
-                # Small parameters stay gathered: drop the old copies, then gather from the restored shards.
+                # Small parameters stay gathered: drop the old copies, then gather from the restored
+                # shards.
                 persistent[0].partition(persistent)
                 persistent[0].all_gather(persistent)
 
@@ -140,7 +142,8 @@ class DeepSpeedEngine:
             mapping = parameter._hp_mapping
             if mapping is None:
                 return None
-            # The flat group by its address: with several groups DeepSpeed links the moments of the first one only.
+            # The flat group by its address: with several groups DeepSpeed links the moments of the
+            # first one only.
             flat = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
             return flat, here.start, there.start, there.numel
@@ -165,8 +168,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     import deepspeed
 
     if device.type == "cpu":
-        # Its start would compile a shared-memory kernel (45-118 s, and a killed compile leaves a lock that hangs every
-        # later start). gloo is there already.
+        # Its start would compile a shared-memory kernel (45-118 s, and a killed compile leaves a
+        # lock that hangs every later start). gloo is there already.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(

@@ -26,14 +26,17 @@ ALLOWED_KEYS = (
 def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
-    Batch, clipping and precision come from our config; `engine.deepspeed_config` may add ZeRO and communication keys.
+    Batch, clipping and precision come from our config; `engine.deepspeed_config` may add ZeRO and
+    communication keys.
 
     Args:
         config: the run's config.
-        num_passes: passes of a rank in one step (gradient accumulation steps, the same on every rank).
+        num_passes: passes of a rank in one step (gradient accumulation steps, the same on every
+            rank).
 
     Raises:
-        UserError: the file is missing, not JSON, sets a key that this config owns, or names another ZeRO stage.
+        UserError: the file is missing, not JSON, sets a key that this config owns, or names another
+            ZeRO stage.
     """
     extra = _read(config.engine.deepspeed_config) if config.engine.deepspeed_config else {}
     zero = {**extra.pop("zero_optimization", {}), "stage": config.engine.zero_stage}
@@ -44,7 +47,8 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm,
         "zero_optimization": zero,
         "bf16": {"enabled": config.engine.precision == "bf16"},
-        # Our optimizer is plain element-wise torch, which every ZeRO stage can shard, off-loaded or not.
+        # Our optimizer is plain element-wise torch, which every ZeRO stage can shard, off-loaded or
+        # not.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -68,11 +72,17 @@ def _read(path: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"engine.deepspeed_config = {path!r} does not exist; give a path to a JSON file") from None
+        raise UserError(
+            f"engine.deepspeed_config = {path!r} does not exist; give a path to a JSON file"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"engine.deepspeed_config = {path!r} is not readable JSON: {error}") from None
+        raise UserError(
+            f"engine.deepspeed_config = {path!r} is not readable JSON: {error}"
+        ) from None
     if not isinstance(values, dict) or not isinstance(values.get("zero_optimization", {}), dict):
-        raise UserError(f"{path} must hold a JSON object with a zero_optimization object; see deepspeed_configs/")
+        raise UserError(
+            f"{path} must hold a JSON object with a zero_optimization object; see deepspeed_configs/"
+        )
     for key in values:
         if key not in ALLOWED_KEYS:
             raise UserError(

@@ -14,9 +14,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ElectraAdam(torch.optim.Optimizer):
     """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²;  w -= lr (m / (sqrt(v) + eps) + decay w).
 
-    There is no step counter: without bias correction the state is the two moments alone, so that a checkpoint
-    holds nothing that is not a tensor of the parameter's own shape. Each group carries its own ``lr`` and
-    ``weight_decay``.
+    There is no step counter: without bias correction the state is the two moments alone, so that a
+    checkpoint holds nothing that is not a tensor of the parameter's own shape. Each group carries
+    its own ``lr`` and ``weight_decay``.
     """
 
     def __init__(
@@ -27,7 +27,9 @@ class ElectraAdam(torch.optim.Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
         self.may_apply = True
         """False vetoes updates: asked right before a weight changes."""
 

@@ -53,7 +53,9 @@ class ReferenceEngine:
                 (losses.total / self._config.batch.num_micro_batches).backward()
                 sums.add(micro_batch, losses)
         self._sum_gradients_over_ranks()
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.clip_norm).item()
+        norm = nn.utils.clip_grad_norm_(
+            self._model.parameters(), self._config.optim.clip_norm
+        ).item()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if math.isfinite(norm):
@@ -79,9 +81,7 @@ class ReferenceEngine:
     def owned_fragments(self) -> Iterator[Fragment]:
         """See `Engine.owned_fragments`: an even share of every parameter."""
         for fragment in self.local_fragments():
-            start, stop = even_range(
-                len(fragment.values), self._world.rank, self._world.world_size
-            )
+            start, stop = even_range(len(fragment.values), self._world.rank, self._world.world_size)
             if stop > start:
                 yield fragment._replace(start=start, values=fragment.values[start:stop])
 

@@ -156,8 +156,7 @@ def _build(prepared: _Run, seed: int) -> ElectraClassifier:
         body = ElectraModel(read_body_config(prepared.config.model))
     else:
         body = load_body(prepared.config.model)
-    # Seeded again: the head starts equal on the pretrained and on the untrained encoder.
-    torch.manual_seed(seed)
+    # `load_body` draws as many numbers, so the head starts equal on either encoder.
     head = HEADS[prepared.head.head](body.config, prepared.head.num_outputs)
     return ElectraClassifier(body, head).to(prepared.device)
 

@@ -1,7 +1,7 @@
 """What goes into the joint module and what comes out of it.
 
-Named tuples, because ZeRO-3 looks for tensors in tuples to hang its hooks on and does not look into dataclasses.
-Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
+Named tuples, because ZeRO-3 looks for tensors in tuples to hang its hooks on and does not look into
+dataclasses. Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The joint module: a generator and a discriminator over one set of tables (algorithm: section 2).
 
-Shapes: B rows, L positions, N masked slots of a row, D tower width, E embedding width, V vocabulary.
+Shapes: B rows, L positions, N masked slots of a row, D tower width, E embedding width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -92,9 +93,10 @@ class Discriminator(nn.Module):
 class JointElectra(nn.Module):
     """Both towers as one module with one loss, one backward and one clip.
 
-    The towers share the word, position and token-type tables and the embedding LayerNorm; the generator's output
-    matrix is the same word table. With an objective that needs no discriminator (mlm), `discriminator` is None and
-    `generator` has the discriminator's size: it is then the product.
+    The towers share the word, position and token-type tables and the embedding LayerNorm; the
+    generator's output matrix is the same word table. With an objective that needs no discriminator
+    (mlm), `discriminator` is None and `generator` has the discriminator's size: it is then the
+    product.
 
     Args:
         config: the run's config with `model.vocab_size` set.
@@ -111,7 +113,9 @@ class JointElectra(nn.Module):
             )
         model, vocab_size = config.model, config.model.vocab_size
         if vocab_size is None:
-            raise UserError("model.vocab_size is not set; it comes from the corpus, or set it in [model]")
+            raise UserError(
+                "model.vocab_size is not set; it comes from the corpus, or set it in [model]"
+            )
         self.config = model
         self.objective = config.objective
         has_discriminator = OBJECTIVES[config.objective.name].has_discriminator
@@ -147,8 +151,8 @@ class JointElectra(nn.Module):
 def initialize(module: nn.Module, seed: int, std: float) -> None:
     """Fill every parameter from a generator keyed by (seed, its name), so that no tower shifts another's draws.
 
-    Truncated normal at two deviations; glorot uniform for `embeddings_project` and the discriminator's last layer;
-    biases 0 and LayerNorm 1 (algorithm: section 2).
+    Truncated normal at two deviations; glorot uniform for `embeddings_project` and the
+    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2).
     """
     for name, parameter in module.named_parameters():
         generator = torch.Generator(device=parameter.device).manual_seed(

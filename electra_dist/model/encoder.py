@@ -28,7 +28,9 @@ class Embeddings(nn.Module):
         """Embed a batch of ids; returns [B, L, E]."""
         positions_L = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
         embedded_BLE = (
-            self.word(input_ids_BL) + self.token_type(token_type_ids_BL) + self.position(positions_L)
+            self.word(input_ids_BL)
+            + self.token_type(token_type_ids_BL)
+            + self.position(positions_L)
         )
         return F.dropout(self.layer_norm(embedded_BLE), self.dropout, self.training)
 
@@ -92,7 +94,9 @@ class Encoder(nn.Module):
     def forward(self, embedded_BLE: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
         """Contextual vectors [B, L, D]; `attention_mask_BL` is bool, True at real tokens, or None without padding."""
         hidden_BLD = (
-            embedded_BLE if self.embeddings_project is None else self.embeddings_project(embedded_BLE)
+            embedded_BLE
+            if self.embeddings_project is None
+            else self.embeddings_project(embedded_BLE)
         )
         mask_B11L = None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]
         for layer in self.layers:

@@ -1,9 +1,10 @@
 """Hugging Face format, both ways: ElectraForPreTraining, ElectraForMaskedLM and plain ElectraModel.
 
-    FOLDER/            the product: ElectraForPreTraining (or, trained with mlm, ElectraForMaskedLM) + tokenizer
-    FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
+    FOLDER/            the product: ElectraForPreTraining (or, trained with mlm, ElectraForMaskedLM)
+    + tokenizer FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
 
-Our names and theirs differ in one thing that is not a renaming: query, key and value are one matrix here.
+Our names and theirs differ in one thing that is not a renaming: query, key and value are one matrix
+here.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
 def load(folder: Path) -> JointElectra:
     """A joint module from a Hugging Face ELECTRA folder; weights that the folder lacks stay freshly initialized.
 
-    Reads ElectraForPreTraining and ElectraModel into the discriminator, and `folder`/generator (ElectraForMaskedLM) if
-    it is there into the generator; a lone ElectraForMaskedLM becomes an `mlm` module.
+    Reads ElectraForPreTraining and ElectraModel into the discriminator, and `folder`/generator
+    (ElectraForMaskedLM) if it is there into the generator; a lone ElectraForMaskedLM becomes an
+    `mlm` module.
 
     Raises:
         UserError: no ELECTRA model there, or one of a shape that this encoder does not have.
@@ -213,7 +215,9 @@ def _config_from_hf(hf: Mapping[str, Any], folder: Path) -> RunConfig:
     }
     for name, value in wanted.items():
         if hf[name] != value:
-            raise UserError(f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only")
+            raise UserError(
+                f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only"
+            )
     return RunConfig(recipe="imported", model=model)
 
 
@@ -223,9 +227,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
-        raise UserError(f"{folder} holds no readable config.json; give a Hugging Face ELECTRA folder") from None
+        raise UserError(
+            f"{folder} holds no readable config.json; give a Hugging Face ELECTRA folder"
+        ) from None
     if values.get("model_type") != "electra":
-        raise UserError(f"{folder}: model_type = {values.get('model_type')!r}; give an ELECTRA model")
+        raise UserError(
+            f"{folder}: model_type = {values.get('model_type')!r}; give an ELECTRA model"
+        )
     full: dict[str, Any] = ElectraConfig(**values).to_dict()
     return full
 

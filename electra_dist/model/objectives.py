@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def sample_tokens(log_probs_BNV: Tensor, uniforms_BN: Tensor, temperature: float) -> Tensor:
     """Exact samples of softmax(logits / temperature) by inverting the cumulative distribution; [B, N] ids.
 
-    One uniform number a slot costs far less than V exponentials (12 % of a step of `small` on a CPU).
+    One uniform number a slot costs far less than V exponentials (12 % of a step of `small` on a
+    CPU).
     """
     probs_BNV = (
         log_probs_BNV.exp()
@@ -29,7 +30,8 @@ def sample_tokens(log_probs_BNV: Tensor, uniforms_BN: Tensor, temperature: float
         else torch.softmax(log_probs_BNV / temperature, dim=-1)
     )
     cumulative_BNV = probs_BNV.cumsum(dim=-1)
-    # Scaled by the last entry, which rounding leaves a little off 1, so that no draw falls beyond the end.
+    # Scaled by the last entry, which rounding leaves a little off 1, so that no draw falls beyond
+    # the end.
     targets_BN1 = uniforms_BN.unsqueeze(-1) * cumulative_BNV[..., -1:]
     ids_BN1 = torch.searchsorted(cumulative_BNV, targets_BN1, right=True)
     return ids_BN1.squeeze(-1).clamp_(max=log_probs_BNV.shape[-1] - 1)
@@ -38,8 +40,8 @@ def sample_tokens(log_probs_BNV: Tensor, uniforms_BN: Tensor, temperature: float
 def replace_tokens(batch: Batch, sampled_ids_BN: Tensor) -> Tensor:
     """The unmasked rows with the samples at all selected positions, kept ones included; [B, L].
 
-    A position that was drawn twice gets the floored mean of its samples, as google-research/electra has it (only
-    sampling with replacement makes one); an unused slot (weight 0) changes nothing.
+    A position that was drawn twice gets the floored mean of its samples, as google-research/electra
+    has it (only sampling with replacement makes one); an unused slot (weight 0) changes nothing.
     """
     used_BN = batch.masked_weights_BN.to(torch.int64)
     zeros_BL = torch.zeros_like(batch.input_ids_BL)

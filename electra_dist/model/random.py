@@ -1,7 +1,7 @@
 """Randomness without state: every draw is keyed by what it is for, so no RNG state is ever saved.
 
-Dropout uses torch's default generators, seeded per micro-batch (activation checkpointing then replays the same
-masks); sampling noise comes from a private generator keyed by its site.
+Dropout uses torch's default generators, seeded per micro-batch (activation checkpointing then
+replays the same masks); sampling noise comes from a private generator keyed by its site.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _MASK64 = 2**64 - 1
-# Sites keep the noise of one micro-batch apart: dropout and the generator's samples never share a key.
+# Sites keep the noise of one micro-batch apart: dropout and the generator's samples never share a
+# key.
 DROPOUT_SITE = 1
 SAMPLING_SITE = 2
 INIT_SITE = 3
@@ -32,9 +33,7 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     torch.manual_seed(fold(seed, step, micro_batch, DROPOUT_SITE))
 
 
-def sampling_uniforms(
-    shape: tuple[int, ...], seed: int, step: int, micro_batch: int
-) -> Tensor:
+def sampling_uniforms(shape: tuple[int, ...], seed: int, step: int, micro_batch: int) -> Tensor:
     """One uniform number in [0, 1) a masked slot, drawn on the CPU so that every device sees the same."""
     generator = torch.Generator().manual_seed(fold(seed, step, micro_batch, SAMPLING_SITE))
     return torch.rand(shape, generator=generator, dtype=torch.float32)

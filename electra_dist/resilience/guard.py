@@ -52,8 +52,8 @@ class Decision:
 def decide(config: RunConfig, signs: Signs) -> Decision:
     """The same answer on every rank: save when due and before leaving, never after a broken step.
 
-    A loss or gradient that is not a number ends the attempt without a save: no engine applied it, and what is on
-    disk is good.
+    A loss or gradient that is not a number ends the attempt without a save: no engine applied it,
+    and what is on disk is good.
     """
     finished = signs.step >= config.schedule.last_step
     if not (math.isfinite(signs.loss) and math.isfinite(signs.grad_norm)):

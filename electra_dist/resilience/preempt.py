@@ -17,8 +17,8 @@ BURST_SECONDS = 5.0
 class StopSignals:
     """Remembers that SIGTERM, SIGUSR1 or SIGINT has come.
 
-    A later second SIGINT (a person who does not want to wait) leaves at once; every other further signal changes
-    nothing.
+    A later second SIGINT (a person who does not want to wait) leaves at once; every other further
+    signal changes nothing.
     """
 
     def __init__(self) -> None:

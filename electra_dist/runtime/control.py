@@ -4,7 +4,7 @@ A collective of torch that loses a peer says "connection closed by peer", or not
 hour. Here each exchange has a name and a deadline, and its failure says which ranks are missing:
 
     good path     one asynchronous gloo operation and its wait: nothing else is sent or asked
-    waiting       once a second: has a peer written to the store that this exchange has failed?
+    waiting       twice a second: has a peer written to the store that this exchange has failed?
     failed        each rank that is here writes its name under `late/<sequence>` in the store,
                   waits GRACE_SECONDS for the others to do so, and reads who did not
 
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 """How often a rank that waits asks whether another one has already given up."""
 
 GRACE_SECONDS = 2.0
-"""How long a failed exchange waits for other ranks to say that they are here (> POLL_SECONDS)."""
+"""How long a failed exchange waits for other ranks to say that they are here: a few polls."""
 
 LINGER_SECONDS = POLL_SECONDS + 1.0
 """How much longer the store's host stays, for ranks that learn of a failure by their poll."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -144,7 +143,9 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
         )
     config = replace(config, model=replace(config.model, vocab_size=corpus.vocab_size))
     config = resumed_config(config, run_folder)
-    threads = config.engine.threads_per_rank or max(1, (os.cpu_count() or 1) // world.local_world_size)
+    threads = config.engine.threads_per_rank or max(
+        1, (os.cpu_count() or 1) // world.local_world_size
+    )
     return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpus
 
 
@@ -272,7 +273,11 @@ def _restore(run: Run) -> None:
 
 def engine_words(config: RunConfig) -> str:
     """`DeepSpeed ZeRO-2 fp32`, or `reference fp32`."""
-    name = f"DeepSpeed ZeRO-{config.engine.zero_stage}" if config.engine.kind == "deepspeed" else "reference"
+    name = (
+        f"DeepSpeed ZeRO-{config.engine.zero_stage}"
+        if config.engine.kind == "deepspeed"
+        else "reference"
+    )
     return f"{name} {config.engine.precision}"
 
 
@@ -304,7 +309,9 @@ def environment(run: Run) -> dict[str, Any]:
         "leader_host": socket.gethostname(),
         "platform": platform.platform(),
         "device": str(run.engine.device),
-        "device_name": torch.cuda.get_device_name() if run.engine.device.type == "cuda" else platform.machine(),
+        "device_name": torch.cuda.get_device_name()
+        if run.engine.device.type == "cuda"
+        else platform.machine(),
         "world_size": run.world.world_size,
         "launcher": run.world.launcher,
     }

@@ -1,7 +1,8 @@
 """Held-out evaluation with frozen corruption (algorithm: section 9): masks and noise recorded in the corpus.
 
-The generator is asked at the recorded masks; the discriminator twice: on its own generator's samples (drawn with the
-recorded uniform numbers) and on the recorded unigram corruption, which is the same for every run.
+The generator is asked at the recorded masks; the discriminator twice: on its own generator's
+samples (drawn with the recorded uniform numbers) and on the recorded unigram corruption, which is
+the same for every run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def evaluate(run: Run) -> dict[str, float] | None:
     num_rows = min(run.config.metrics.eval_num_samples, len(frozen["num_tokens"]))
     starts = list(range(0, num_rows, micro))
     world = run.world
-    # Every rank makes as many passes (ZeRO-3 gathers weights in each): the last one is repeated and not counted.
+    # Every rank makes as many passes (ZeRO-3 gathers weights in each): the last one is repeated and
+    # not counted.
     mine = starts[world.rank :: world.world_size]
     num_passes = math.ceil(len(starts) / world.world_size)
     generator_parts: list[Array] = []
@@ -68,9 +70,7 @@ def evaluate(run: Run) -> dict[str, float] | None:
         columns = np.concatenate(flat)
         if len(columns):
             judged = Judged(columns[:, 0], columns[:, 1] > 0, columns[:, 2] > 0)
-            panel |= {
-                f"{corruption}_{k}": v for k, v in discriminator_metrics(judged).items()
-            }
+            panel |= {f"{corruption}_{k}": v for k, v in discriminator_metrics(judged).items()}
     return panel
 
 

@@ -1,7 +1,7 @@
 """RUN/ledger.jsonl: which positions each step used, and a checksum of the tensors that the engines were given.
 
-Each record holds the hash of the one before it, so that none can be changed or taken out unseen. A resume is a
-record too: what later steps repeat is thereby declared.
+Each record holds the hash of the one before it, so that none can be changed or taken out unseen. A
+resume is a record too: what later steps repeat is thereby declared.
 """
 
 from __future__ import annotations

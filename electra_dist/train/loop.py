@@ -103,7 +103,8 @@ def learning_rate(run: Run) -> float:
 def agree(run: Run, local: LocalResult) -> StepResult:
     """The one small all-reduce of a step: means, checksum and stop flags, equal on every rank afterwards.
 
-    A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21 ranks.
+    A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21
+    ranks.
     """
     names = sorted(local.sums)
     reduced = run.control.all_reduce_sum(

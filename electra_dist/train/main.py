@@ -25,7 +25,8 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
     """Start the run, or resume it where the folder holds a complete checkpoint; returns the exit code.
 
     Raises:
-        UserError: before any rank has met another. Later errors end the process without a collective.
+        UserError: before any rank has met another. Later errors end the process without a
+            collective.
     """
     world = World.from_environment(os.environ)
     joined: Joined | None = None

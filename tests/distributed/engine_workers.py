@@ -42,7 +42,9 @@ class Recorder:
         self.samples[self._current] = output.sampled_ids_BN.clone()
 
 
-def reference_run(config: RunConfig, num_steps: int) -> tuple[list[float], dict[str, Tensor], Samples]:
+def reference_run(
+    config: RunConfig, num_steps: int
+) -> tuple[list[float], dict[str, Tensor], Samples]:
     """Losses a step, final state by fragment name, and the recorded samples of a calm single-rank run."""
     model = JointElectra(config)
     recorder = Recorder(model)

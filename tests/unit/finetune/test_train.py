@@ -125,6 +125,18 @@ def test_the_hf_head_learns_too(pretrained: Path, sentiment: Path, tmp_path: Pat
     assert result.best("dev")["accuracy"] > 0.9
 
 
+def test_dropout_is_on_in_training(pretrained: Path, sentiment: Path, tmp_path: Path) -> None:
+    calm = tmp_path / "calm"
+    shutil.copytree(pretrained, calm)
+    content = json.loads((calm / "config.json").read_text())
+    content |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (calm / "config.json").write_text(json.dumps(content))
+    for folder in (pretrained, calm):
+        finetune(sentiment_config(folder, sentiment, tmp_path / f"out_{folder.name}", epochs=1))
+    files = [path / "model.safetensors" for path in tmp_path.glob("out_*")]
+    assert len({path.read_bytes() for path in files}) == 2
+
+
 def test_pairs_and_regression(pretrained: Path, tmp_path: Path) -> None:
     numbers = ["one", "two", "three", "four"]
     lines = ["a\tb\tvalue"]
