@@ -1,32 +1,42 @@
-"""The words that a user types. Each command imports what it needs when it runs, so that `--help` is instant."""
+"""The words that a user types; what they do is in `commands`. No heavy import: help is instant."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from electra_dist import commands
 from electra_dist.errors import UserError
 
 Handler = Callable[[argparse.Namespace, list[str]], int]
 
+WITH_OVERRIDES = (["pretrain"], ["config", "show"])
+"""Commands that take any knob of the config as `--section.field value`."""
+
+UNUSABLE_PLACE = {
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+}
+"""What only the user can put right: a path that can't be written, a full disk."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 the user's mistake, 75 stopped on request, 1 anything else."""
-    words, overrides = split_overrides(list(sys.argv[1:] if argv is None else argv))
-    parser = make_parser()
-    args = parser.parse_args(words)
-    if overrides and not args.takes_overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    """Run one command; returns the exit code.
+
+    0 done, 2 the user's mistake (one sentence on stderr), 75 stopped on request, 1 anything else.
+    """
     try:
-        handler: Handler = args.handler
-        return handler(args, overrides)
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # a closed pipe is found here, not when the interpreter ends
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # one sentence, not one a rank
+        if _is_leader():  # one sentence, not one a rank
             print(f"electra-dist: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -34,65 +44,104 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `electra-dist ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in UNUSABLE_PLACE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"electra-dist: {where}{error.strerror}; make room there, or give another path",
+            file=sys.stderr,
+        )
+        return 2
 
 
-def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take `--section.field value` and `--seed value` out of the words: tyro reads these, argparse the rest."""
+def _run(words: list[str]) -> int:
+    overrides: list[str] = []
+    if words[:1] in WITH_OVERRIDES or words[:2] in WITH_OVERRIDES:
+        words, overrides = split_overrides(words)
+    args = make_parser().parse_args(words)
+    handler: Handler = args.handler
+    del args.handler
+    return handler(args, overrides)
+
+
+def _is_leader() -> bool:
+    from electra_dist.runtime.world import World
+
+    try:
+        return World.from_environment(os.environ).is_leader
+    except UserError:  # the mistake is in the variables themselves
+        return True
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take `--section.field value` and `--seed value` out: tyro reads these, argparse the rest."""
     from electra_dist.config.files import is_flag
 
+    left = list(words)
     plain: list[str] = []
     overrides: list[str] = []
-    while words:
-        word = words.pop(0)
-        is_override = word.startswith("--") and (
-            "." in word.split("=")[0] or word.split("=")[0] == "--seed"
-        )
+    while left:
+        word = left.pop(0)
+        name, equals, _ = word.partition("=")
+        is_override = name == "--seed" or (name.startswith("--") and "." in name)
         (overrides if is_override else plain).append(word)
-        if is_override and "=" not in word and words and not is_flag(word) and words[0][:2] != "--":
-            overrides.append(words.pop(0))
+        if not is_override or equals or not left or left[0].startswith("--"):
+            continue
+        # A flag takes no value; `true` behind one is for tyro to refuse, and no file to read.
+        if not is_flag(word) or left[0].lower() in ("true", "false"):
+            overrides.append(left.pop(0))
     return plain, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake as all others of the user are answered: one sentence, not the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown words here, in the command's own parser, which knows where its help is."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their words."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="electra-dist",
         description="Pretrain, resume, export and fine-tune ELECTRA on a cluster.",
+        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_corpus(commands)
-    _add_pretrain(commands)
-    _add_checkpoint(commands)
-    _add_finetune(commands)
+    parent = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_corpus(parent)
+    _add_pretrain(parent)
+    _add_checkpoint(parent)
+    _add_finetune(parent)
     return parser
 
 
-def _command(
-    commands: Any,
-    name: str,
-    handler: Handler,
-    words: str,
-    *,
-    takes_overrides: bool = False,
-    **more: Any,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+def _command(parent: Any, name: str, handler: Handler, **more: Any) -> argparse.ArgumentParser:
+    """A command of `parent` that runs `handler`; the handler's docstring says what it does."""
+    words = (handler.__doc__ or "").split("\n")[0].removesuffix(".")
+    words = words[:1].lower() + words[1:]
+    parser: argparse.ArgumentParser = parent.add_parser(
         name, help=words, description=words, allow_abbrev=False, **more
     )
-    parser.set_defaults(handler=handler, takes_overrides=takes_overrides)
+    parser.set_defaults(handler=handler)
     return parser
 
 
-def _group(commands: Any, name: str, words: str) -> Any:
-    group = commands.add_parser(name, help=words, description=words)
+def _group(parent: Any, name: str, words: str) -> Any:
+    group = parent.add_parser(name, help=words, description=words, allow_abbrev=False)
     return group.add_subparsers(required=True, metavar="COMMAND")
 
 
-def _add_corpus(commands: Any) -> None:
-    corpus = _group(commands, "corpus", "turn text into a token store, pack it, look at it")
-    build = _command(
-        corpus, "build", _corpus_build, "tokenize text into a corpus, once for all lengths"
-    )
+def _add_corpus(parent: Any) -> None:
+    corpus = _group(parent, "corpus", "turn text into a token store, pack it, look at it")
+    build = _command(corpus, "build", commands.corpus_build)
     build.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
     build.add_argument(
         "--input",
@@ -113,6 +162,11 @@ def _add_corpus(commands: Any) -> None:
         "--cased", action="store_true", help="keep case and accents; for train and vocab.txt"
     )
     build.add_argument(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="for train and vocab.txt (default: unless --cased)",
+    )
+    build.add_argument(
         "--field", default="text", help="jsonl: the field that holds the text (default %(default)s)"
     )
     build.add_argument(
@@ -130,8 +184,14 @@ def _add_corpus(commands: Any) -> None:
     build.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
+    build.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=64 << 20,
+        help="tokens in one file at most (default %(default)s)",
+    )
     build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
-    pack = _command(corpus, "pack", _corpus_pack, "cut a corpus into examples of one length")
+    pack = _command(corpus, "pack", commands.corpus_pack)
     pack.add_argument("corpus", type=Path, metavar="CORPUS")
     pack.add_argument(
         "--length", type=int, default=128, help="tokens in a row (default %(default)s)"
@@ -149,15 +209,13 @@ def _add_corpus(commands: Any) -> None:
         default=0.15,
         help="of the recorded held-out masks (default %(default)s)",
     )
-    verify = _command(
-        corpus, "verify", _corpus_verify, "check every file of a corpus against its hashes"
-    )
+    verify = _command(corpus, "verify", commands.corpus_verify)
     verify.add_argument("corpus", type=Path, metavar="CORPUS")
-    info = _command(corpus, "info", _corpus_info, "what is in a corpus")
+    info = _command(corpus, "info", commands.corpus_info)
     info.add_argument("corpus", type=Path, metavar="CORPUS")
     info.add_argument("--json", action="store_true", help="one JSON document")
-    vocab = _group(commands, "vocab", "train a vocabulary")
-    train = _command(vocab, "train", _vocab_train, "train a WordPiece vocabulary on text")
+    vocab = _group(parent, "vocab", "train a vocabulary")
+    train = _command(vocab, "train", commands.vocab_train)
     train.add_argument("--input", nargs="+", required=True, metavar="PATH")
     train.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
     train.add_argument(
@@ -181,13 +239,11 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
 sections: model objective data batch optim schedule engine checkpoint resilience metrics"""
 
 
-def _add_pretrain(commands: Any) -> None:
+def _add_pretrain(parent: Any) -> None:
     pretrain = _command(
-        commands,
+        parent,
         "pretrain",
-        _pretrain,
-        "start a run, or resume it if --out holds a complete checkpoint",
-        takes_overrides=True,
+        commands.pretrain,
         epilog=_KNOBS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -195,47 +251,40 @@ def _add_pretrain(commands: Any) -> None:
     pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
-    stop = _command(commands, "stop", _stop, "ask a run to save and finish, without a requeue")
+    stop = _command(parent, "stop", commands.stop)
     stop.add_argument("run", type=Path, metavar="RUN")
-    status = _command(commands, "status", _status, "what a run is doing, from its folder alone")
+    status = _command(parent, "status", commands.status)
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="one JSON document")
-    config = _group(commands, "config", "look at configs")
-    show = _command(
-        config, "show", _config_show, "the resolved config as JSON", takes_overrides=True
-    )
+    config = _group(parent, "config", "look at configs")
+    show = _command(config, "show", commands.config_show)
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     show.add_argument("--recipe")
-    _command(config, "docs", _config_docs, "every knob with its default and meaning")
+    _command(config, "docs", commands.config_docs)
 
 
-def _add_checkpoint(commands: Any) -> None:
-    checkpoint = _group(commands, "checkpoint", "list, check, compare and export checkpoints")
-    listing = _command(checkpoint, "list", _checkpoint_list, "the complete checkpoints of a run")
+def _add_checkpoint(parent: Any) -> None:
+    checkpoint = _group(parent, "checkpoint", "list, check, compare and export checkpoints")
+    listing = _command(checkpoint, "list", commands.checkpoint_list)
     listing.add_argument("run", type=Path, metavar="RUN")
     listing.add_argument("--json", action="store_true", help="one JSON document")
-    verify = _command(
-        checkpoint, "verify", _checkpoint_verify, "check every byte against the hashes"
-    )
+    verify = _command(checkpoint, "verify", commands.checkpoint_verify)
     verify.add_argument("checkpoint", type=Path, metavar="CKPT")
     diff = _command(
         checkpoint,
         "diff",
-        _checkpoint_diff,
-        "compare weights and moments bit by bit; exit 1 if they differ",
+        commands.checkpoint_diff,
     )
     diff.add_argument("one", type=Path, metavar="CKPT")
     diff.add_argument("other", type=Path, metavar="CKPT")
-    export = _command(checkpoint, "export", _checkpoint_export, "write the model in another format")
+    export = _command(checkpoint, "export", commands.checkpoint_export)
     export.add_argument("format", choices=("hf",))
     export.add_argument("checkpoint", type=Path, metavar="CKPT|RUN")
     export.add_argument("--out", required=True, type=Path)
 
 
-def _add_finetune(commands: Any) -> None:
-    tune = _command(
-        commands, "finetune", _finetune, "fine-tune a pretrained model on a labelled task"
-    )
+def _add_finetune(parent: Any) -> None:
+    tune = _command(parent, "finetune", commands.run_finetune)
     tune.add_argument("--model", required=True, type=Path, metavar="HF_DIR|RUN")
     for name in ("train", "dev"):
         tune.add_argument(
@@ -263,9 +312,7 @@ def _add_finetune(commands: Any) -> None:
     )
     tune.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
     tune.add_argument("--out", required=True, type=Path)
-    predict = _command(
-        commands, "predict", _predict, "label texts with a fine-tuned model, as JSONL"
-    )
+    predict = _command(parent, "predict", commands.run_predict)
     predict.add_argument("--model", required=True, type=Path, metavar="DIR")
     predict.add_argument(
         "--input",
@@ -275,205 +322,3 @@ def _add_finetune(commands: Any) -> None:
         help="a text a line, or TSV, CSV, JSONL",
     )
     predict.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
-
-
-def _corpus_build(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.data.build import BuildOptions, build_corpus
-
-    summary = build_corpus(
-        BuildOptions(
-            inputs=tuple(args.input),
-            out=args.out,
-            source=args.source,
-            tokenizer=args.tokenizer,
-            vocab_size=args.vocab_size,
-            lowercase=not args.cased,
-            text_field=args.field,
-            held_out_share=args.held_out_share,
-            max_quarantine_share=args.max_quarantine_share,
-            num_workers=args.workers,
-        )
-    )
-    print(
-        f"{summary.folder}: {summary.documents:,} documents, {summary.tokens:,} tokens, vocabulary {summary.vocab_size:,}; "
-        f"held out {summary.held_out_documents:,} documents; quarantined {summary.quarantined:,} records"
-    )
-    return 0
-
-
-def _corpus_pack(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.data.frozen import freeze
-    from electra_dist.data.packing import pack
-    from electra_dist.data.store import Corpus, Packing
-
-    folder = pack(args.corpus, args.length, args.mode, args.seed)
-    corpus = Corpus.open(args.corpus)
-    packing = Packing.open(corpus, args.length, args.mode)
-    frozen = freeze(corpus, packing, args.mask_prob)
-    print(f"{folder}: {packing.num_examples:,} examples of at most {args.length} tokens")
-    if frozen is None:
-        print(
-            "no document is held out, so runs on this corpus are not evaluated (--held-out-share at build)"
-        )
-    return 0
-
-
-def _corpus_verify(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.data.verify import verify_corpus
-
-    problems = verify_corpus(args.corpus)
-    print(
-        "\n".join(problems) if problems else f"{args.corpus}: every file is what the manifest says"
-    )
-    return 1 if problems else 0
-
-
-def _corpus_info(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.data.info import corpus_info, render_info
-
-    info = corpus_info(args.corpus)
-    print(json.dumps(info, indent=2) if args.json else render_info(info))
-    return 0
-
-
-def _vocab_train(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.data.vocab import train_vocab
-
-    train_vocab(
-        args.input, args.out, vocab_size=args.size, lowercase=not args.cased, source=args.source
-    )
-    print(args.out)
-    return 0
-
-
-def _pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
-    from electra_dist.config import files
-
-    path = args.config
-    if path is None and args.recipe is None and (args.out / "config.json").is_file():
-        path = args.out / "config.json"  # a resume needs no other words than --out
-    config = files.load(path, overrides, recipe=args.recipe)
-    if args.nproc is None:
-        from electra_dist.train.main import pretrain
-
-        return pretrain(config, args.out)
-    if args.nproc < 1:
-        raise UserError(f"--nproc {args.nproc} must be at least 1")
-    from electra_dist.launch.local import run_ranks
-    from electra_dist.runtime.world import without_launcher_variables
-
-    words = [str(path)] if path else []
-    words += ["--recipe", args.recipe] if args.recipe else []
-    command = [
-        sys.executable,
-        "-m",
-        "electra_dist",
-        "pretrain",
-        *words,
-        "--out",
-        str(args.out),
-        *overrides,
-    ]
-    return run_ranks(command, args.nproc, without_launcher_variables(os.environ), args.out)
-
-
-def _stop(args: argparse.Namespace, _: list[str]) -> int:
-    if not (args.run / "config.json").is_file():
-        raise UserError(f"{args.run} is not a run folder (it has no config.json)")
-    (args.run / "STOP").touch()
-    print(f"{args.run}: will save and finish at its next step")
-    return 0
-
-
-def _status(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.launch.run_folder import as_json, render, run_status
-
-    status = run_status(args.run)
-    print(json.dumps(as_json(status), indent=2) if args.json else render(status))
-    return 0
-
-
-def _config_show(args: argparse.Namespace, overrides: list[str]) -> int:
-    from electra_dist.config import files
-
-    print(files.to_json(files.load(args.config, overrides, recipe=args.recipe)), end="")
-    return 0
-
-
-def _config_docs(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.config.docs import knobs
-
-    print(knobs())
-    return 0
-
-
-def _checkpoint_list(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.checkpoint.layout import list_checkpoints, read_manifest
-
-    found = [(info, read_manifest(info.folder)) for info in list_checkpoints(args.run)]
-    rows: list[dict[str, Any]] = [
-        {"step": i.step, "folder": str(i.folder), "bytes": m.num_bytes, "shards": len(m.shards)}
-        for i, m in found
-    ]
-    if args.json:
-        print(json.dumps(rows, indent=2))
-    elif not rows:
-        print(f"{args.run} holds no complete checkpoint")
-    else:
-        for row in rows:
-            print(
-                f"step {row['step']:>10,}  {row['bytes'] / 2**20:>10,.1f} MiB  {row['shards']:>4} shards  {row['folder']}"
-            )
-    return 0
-
-
-def _checkpoint_verify(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
-    from electra_dist.checkpoint.reshard import CheckpointReader
-
-    folder = resolve(args.checkpoint).folder
-    try:
-        with CheckpointReader(folder) as reader:
-            reader.verify()
-    except CorruptCheckpoint as error:
-        print(error)
-        return 1
-    print(f"{folder}: every block is what was written")
-    return 0
-
-
-def _checkpoint_diff(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
-    from electra_dist.checkpoint.reshard import differences
-
-    try:
-        found = differences(resolve(args.one).folder, resolve(args.other).folder)
-    except CorruptCheckpoint as error:
-        raise UserError(f"{error}; compare checkpoints that verify") from None
-    print("\n".join(found) if found else "identical: every weight and moment, bit for bit")
-    return 1 if found else 0
-
-
-def _checkpoint_export(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.train.export import export_hf
-
-    print(export_hf(args.checkpoint, args.out))
-    return 0
-
-
-def _finetune(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.finetune.config import FinetuneConfig, parse_seeds
-    from electra_dist.finetune.train import finetune
-    from electra_dist.train.export import model_folder
-
-    words = {k: v for k, v in vars(args).items() if k not in ("handler", "takes_overrides")}
-    words |= {"model": model_folder(args.model), "seeds": parse_seeds(args.seeds)}
-    finetune(FinetuneConfig(**words))
-    return 0
-
-
-def _predict(args: argparse.Namespace, _: list[str]) -> int:
-    from electra_dist.serve.predict import predict_file
-
-    predict_file(args.model, args.input, args.out)
-    return 0

@@ -2,11 +2,11 @@
 
 
 class UserError(Exception):
-    """The user's mistake: shown as one sentence, without a trace, and the command ends with exit code 2.
+    """The user's mistake: shown as one sentence, without a trace; the exit code is 2.
 
     The message names the field or file, the value found, the rule it breaks and what to do instead.
     """
 
 
 class Superseded(Exception):
-    """A later attempt has claimed this run folder: this process must write nothing more and leave."""
+    """A later attempt has claimed this run folder: this process must write no more, and leave."""

@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-LOGIN_PARTS = ("config", "launch", "cli.py", "errors.py", "checkpoint/layout.py")
+LOGIN_PARTS = (
+    "config",
+    "launch",
+    "cli.py",
+    "commands.py",
+    "errors.py",
+    "checkpoint/layout.py",
+)
 FORBIDDEN = (
     "torch",
     "deepspeed",

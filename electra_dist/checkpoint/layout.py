@@ -1,10 +1,11 @@
-"""What a saved run is: names, the manifest, and which folders count. No torch, no numpy: login nodes read this.
+"""What a saved run is: names, the manifest, and which folders count.
+
+No torch, no numpy: login nodes read this.
 
     checkpoints/step_00001000/
         manifest.json               written last; a folder without it is not a checkpoint
         state.json                  step, position, fingerprints
-        shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in its
-        metadata
+        shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in metadata
     checkpoints/step_00001000.tmp-2     being written by attempt 2, or left by its crash
     checkpoints/step_00001000.bad       did not verify; kept aside
     checkpoints/step_00001000.abandoned superseded by a roll-back
@@ -149,7 +150,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptCheckpoint(f"{path} is damaged: its checksum differs")
     if version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {version}, this electra_dist reads up to {FORMAT_VERSION}; install a newer one"
+            f"{path} has format version {version}, this electra_dist reads up to {FORMAT_VERSION}; "
+            "install a newer one"
         )
     shards = [ShardRecord(**shard) for shard in body.pop("shards")]
     return Manifest(**body, shards=shards)
@@ -190,12 +192,15 @@ def uncovered(
         for length in shape:
             size *= length
         for kind in KINDS:
-            end = 0
+            end, is_twice = 0, False
             for start, stop in sorted(pieces.pop(f"{parameter}/{kind}", [])):
+                is_twice = start < end
                 if start != end:
                     break
                 end = stop
-            if end != size:
+            if is_twice:
+                problems.append(f"{parameter}/{kind}: element {start} is there twice")
+            elif end != size:
                 problems.append(f"{parameter}/{kind}: {end} of {size} elements in a row")
     return problems + [f"{name}: not a parameter of this model" for name in pieces]
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint at any world size and any ZeRO stage: the element ranges that are asked for, checked."""
+"""Reading a checkpoint at any world size and ZeRO stage: the ranges that are asked for, checked."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class CheckpointReader:
                 filled += high - low
         if filled != stop - start:
             raise CorruptCheckpoint(
-                f"{self.folder}: {parameter}/{kind} holds {filled} of the elements {start} to {stop}"
+                f"{self.folder}: {parameter}/{kind} holds {filled} of the elements "
+                f"{start} to {stop}"
             )
         return values
 
@@ -99,9 +100,10 @@ class CheckpointReader:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Where two checkpoints differ, in words: parameters, elements, the largest difference; empty is identical.
+    """Where two checkpoints differ, in words; empty is identical.
 
-    How they are sharded does not count. Raises CorruptCheckpoint if one does not verify.
+    Named are parameters, how many elements, and the largest difference. How they are sharded does
+    not count. Raises CorruptCheckpoint if one does not verify.
     """
     found = []
     with CheckpointReader(one) as a, CheckpointReader(other) as b:
@@ -120,6 +122,7 @@ def differences(one: Path, other: Path) -> list[str]:
                 if unequal.any():
                     largest = float(np.abs(mine[unequal] - theirs[unequal]).max())
                     found.append(
-                        f"{name}/{kind}: {int(unequal.sum())} of {mine.size} elements differ, at most by {largest:.3g}"
+                        f"{name}/{kind}: {int(unequal.sum())} of {mine.size} elements differ, "
+                        f"at most by {largest:.3g}"
                     )
     return found

@@ -1,9 +1,9 @@
-"""One shard file: element ranges of named tensors in safetensors format, hashed per MiB as it is written and read.
+"""One shard file: element ranges of named tensors, hashed per MiB as it is written and read.
 
-The format is the public one (8-byte header length, JSON header, raw little-endian data), so that
-any safetensors reader opens a shard; the global offsets of its ranges stand in the header's
-metadata. It is written here and not by the library because the library has neither streaming nor
-hashing.
+The format is safetensors, the public one (8-byte header length, JSON header, raw little-endian
+data), so that any safetensors reader opens a shard; the global offsets of its ranges stand in the
+header's metadata. It is written here and not by the library because the library has neither
+streaming nor hashing.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def _header(pieces: Iterable[Piece]) -> bytes:
             "shape": [len(piece.values)],
             "data_offsets": [offset, offset + size],
         }
+        assert piece.name not in ranges, f"{piece.name}: a shard holds one range of a tensor"
         ranges[piece.name] = [piece.start, piece.start + len(piece.values)]
         offset += size
     text = json.dumps({"__metadata__": {"ranges": json.dumps(ranges)}, **entries}).encode()
@@ -117,7 +118,7 @@ def _header(pieces: Iterable[Piece]) -> bytes:
 
 
 class ShardReader:
-    """Reads byte ranges of a shard; every MiB is checked against the manifest before it is handed out."""
+    """Reads byte ranges of a shard; no MiB is handed out before it agrees with the manifest."""
 
     def __init__(self, folder: Path, record: ShardRecord) -> None:
         self._path = folder / record.file
@@ -159,6 +160,8 @@ class ShardReader:
 
     def read_into(self, first_byte: int, target: memoryview) -> None:
         """Fill `target` with checked bytes, one block in memory at a time."""
+        if first_byte + len(target) > self._record.bytes:
+            raise CorruptCheckpoint(f"{self._path} ends before byte {first_byte + len(target)}")
         done = 0
         while done < len(target):
             block, offset = divmod(first_byte + done, BLOCK_BYTES)

@@ -7,6 +7,7 @@ byte leaves the previous checkpoint the newest one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -47,7 +48,7 @@ _POLL_SECONDS = 0.02
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder, as one rank of one attempt sees them. Methods are collective.
+    """The checkpoints of a run folder as one rank of one attempt sees them. Methods are collective.
 
     Args:
         attempt: who writes; a superseded attempt commits nothing.
@@ -83,21 +84,21 @@ class CheckpointStore:
         if self._control.rank == 0:
             seconds = round(time.monotonic() - started, 3)
             if problem is None:
-                self._events.append("save", step=step, seconds=seconds)
+                self._record("save", step=step, seconds=seconds)
                 self._retire_old()
             else:
                 log.error("checkpoint of step %d was not saved: %s", step, problem)
-                self._events.append("save_failed", step=step, cause=problem)
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)  # first: the event may need the room
+                self._record("save_failed", step=step, cause=problem)
         return problem is None
 
     def restore(
         self, engine: Engine, parameter_shapes: dict[str, tuple[int, ...]]
     ) -> dict[str, Any] | None:
-        """Fill the engine from the newest checkpoint that verifies on every rank; returns its state.json.
+        """Fill the engine from the newest checkpoint that verifies on every rank.
 
-        None if the run has no checkpoint at all. Newer ones that do not verify are named in
-        events.jsonl and kept aside as `step_N.bad`.
+        Returns its state.json, or None if the run has no checkpoint at all. Newer ones that do not
+        verify are named in events.jsonl and kept aside as `step_N.bad`.
 
         Raises:
             UserError: there are checkpoints but none verifies, or the newest good one is of another
@@ -134,7 +135,7 @@ class CheckpointStore:
         return complete[-1].folder.name if complete else None
 
     def _write_own_shard(self, folder: Path, fragments: Iterable[Fragment]) -> None:
-        """Write, read back, and say so in shard_k.done.json; or in shard_k.failed what went wrong."""
+        """Write, read back, and say so in shard_k.done.json; in shard_k.failed what went wrong."""
         name = shard_name(self._control.rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +144,8 @@ class CheckpointStore:
                 for f in fragments
             ]
             record = write_shard(folder / name, pieces)
-            reader = ShardReader(folder, record)
-            reader.verify()
-            reader.close()
+            with contextlib.closing(ShardReader(folder, record)) as reader:
+                reader.verify()
             ranges = [(p.name, p.start, p.start + len(p.values)) for p in pieces]
             done = {"record": asdict(record), "ranges": ranges}
             write_json_atomic(folder / f"{name}.done.json", done)
@@ -157,7 +157,10 @@ class CheckpointStore:
                 log.error("and could not say so in the folder; rank 0 will wait for its deadline")
 
     def _commit(self, folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> str | None:
-        """Rank 0: wait for all shards, check that they cover the model, write the manifest, rename. None is good."""
+        """Rank 0: wait for all shards, check that they cover the model, write the manifest, rename.
+
+        Returns what went wrong; None is good.
+        """
         try:
             done = [self._wait_for(folder, shard_name(r)) for r in range(self._control.world_size)]
             parameters = {name: list(shape) for name, shape in engine.parameter_shapes.items()}
@@ -215,7 +218,10 @@ class CheckpointStore:
     def _read(
         self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
     ) -> tuple[list[torch.Tensor], dict[str, Any], str | None]:
-        """This rank's ranges in host memory, checked; or what is wrong with them. The engine is not touched."""
+        """This rank's ranges in host memory, checked; or what is wrong with them.
+
+        The engine is not touched.
+        """
         try:
             with CheckpointReader(info.folder) as reader:
                 saved = {name: tuple(shape) for name, shape in reader.manifest.parameters.items()}
@@ -244,10 +250,17 @@ class CheckpointStore:
                     "checkpoint %s does not verify and is set aside: %s", info.folder.name, problem
                 )
                 os.rename(info.folder, _free_name(info.folder, "bad"))
-                self._events.append("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
+                self._record("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
+
+    def _record(self, event: str, **details: Any) -> None:
+        """An event in events.jsonl; a disk that is too full for it ends no run, the log has it."""
+        try:
+            self._events.append(event, **details)
+        except OSError as error:
+            log.error("event %s %s could not be written: %s", event, details, error)
 
     def _retire_old(self) -> None:
-        """Remove the oldest beyond `keep_last`; the newest has been read back and committed by now."""
+        """Remove the oldest beyond `keep_last`; the newest has been read back and committed now."""
         for info in list_checkpoints(self.run_folder)[: -self._keep_last]:
             # Renamed first: a half-removed folder must not look like a checkpoint.
             doomed = info.folder.with_name(f"{info.folder.name}.tmp-{self._attempt.number}")

@@ -41,7 +41,8 @@ def field_docs(cls: type) -> dict[str, str]:
 def _entries(cls: type, prefix: str, default: Any, *, plain_only: bool = False) -> list[str]:
     docs, hints = field_docs(cls), get_type_hints(cls)
     return [
-        f"  --{prefix}{name}  ({type_in_words(hints[name])}; {getattr(default, name)!r})\n      {docs[name]}"
+        f"  --{prefix}{name}  ({type_in_words(hints[name])}; {getattr(default, name)!r})\n"
+        f"      {docs[name]}"
         for name in hints
         if not (plain_only and is_dataclass(hints[name]))
     ]

@@ -1,4 +1,4 @@
-"""Configs in and out: TOML and ``--section.field value`` in, exact JSON out, and what differs in words.
+"""Configs in and out: TOML and ``--section.field value`` in, exact JSON out, differences in words.
 
 Reading is strict: an unknown key is an error that names the nearest known one. Order of strength:
 the recipe, then the TOML file, then the command line.
@@ -56,12 +56,17 @@ def load(
         UserError: the file is missing or not TOML, a key is unknown, a type or a value is wrong.
     """
     if path is not None and Path(path).suffix == ".json":
+        if recipe is not None:
+            raise UserError(
+                f"{path} is a whole config, so --recipe {recipe} would change nothing of it; "
+                "leave --recipe out, or give a TOML file"
+            )
         config = read_json(Path(path))
         return _apply_overrides(config, overrides) if overrides else config
     values = _read_toml(Path(path)) if path is not None else {}
     name = recipe or values.pop("recipe", None) or "small"
     values.pop("recipe", None)
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise UserError(f"recipe = {name!r} is unknown; choose one of {', '.join(RECIPES)}")
     where = str(path) if path is not None else "config"
     config = from_dict(_merged(asdict(RECIPES[name]()), values, where), where)
@@ -70,20 +75,16 @@ def load(
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
-    known_values = _known_keys_only(RunConfig, values, where, "")
-    try:
-        return dacite.from_dict(RunConfig, known_values, dacite.Config(strict=True))
-    except dacite.WrongTypeError as error:
-        raise UserError(
-            f"{where}: {error.field_path} = {error.value!r} is not allowed; "
-            f"it must be {type_in_words(error.field_type)}"
-        ) from None
+    checked = _checked(RunConfig, values, where, "")
+    return dacite.from_dict(RunConfig, checked, dacite.Config(strict=True))
 
 
 def read_json(path: Path) -> RunConfig:
     """Read RUN/config.json back, exactly as `write_json` wrote it."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as a config ({error}); is this a run folder?"
@@ -97,7 +98,10 @@ def to_json(config: RunConfig) -> str:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Hash of the fields that decide which numbers a run computes; what a resume may change is left out."""
+    """Hash of the fields that decide which numbers a run computes.
+
+    What a resume may change is left out.
+    """
     flat = {name: value for name, value in flatten(config).items() if not _is_resumable(name)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -145,13 +149,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`top` over `base`, one level of sections deep; a section given as a plain value is an error."""
+    """`top` over `base`, one level of sections deep; a section given as a plain value is wrong."""
     merged = dict(base)
     for key, value in top.items():
         if isinstance(base.get(key), dict):
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"{where}: {key} = {value!r} must be a section; write [{key}] and its fields below"
+                    f"{where}: {key} = {value!r} must be a section; "
+                    f"write [{key}] and its fields below"
                 )
             merged[key] = {**base[key], **value}
         else:
@@ -159,20 +164,37 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[st
     return merged
 
 
-def _known_keys_only(
-    cls: type, values: Mapping[str, Any], where: str, prefix: str
-) -> dict[str, Any]:
-    """A copy of `values` with whole numbers of float fields made floats; an unknown key is refused."""
+def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """A copy of `values`, whole numbers of float fields made floats.
+
+    Raises:
+        UserError: a key is unknown, or a value has another type than its field.
+    """
     hints = get_type_hints(cls)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
             raise UserError(f"{where}: unknown key {prefix}{key}; {_nearest(key, hints, prefix)}")
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            checked[key] = _known_keys_only(hints[key], value, where, f"{prefix}{key}.")
-        else:
-            checked[key] = float(value) if hints[key] is float and type(value) is int else value
+        kind = hints[key]
+        if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+            checked[key] = _checked(kind, value, where, f"{prefix}{key}.")
+            continue
+        checked[key] = float(value) if kind is float and type(value) is int else value
+        if not _is_of(kind, checked[key]):
+            raise UserError(
+                f"{where}: {prefix}{key} = {value!r} is not allowed; it must be "
+                f"{type_in_words(kind)}"
+            )
     return checked
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether `value` has exactly the type `kind`: to Python, true is 1 and 1.0 is 1."""
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if get_args(kind):
+        return any(_is_of(arg, value) for arg in get_args(kind))
+    return type(value) is kind
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -186,11 +208,16 @@ def type_in_words(kind: Any) -> str:
         return "one of " + ", ".join(str(value) for value in get_args(kind))
     if get_args(kind):
         return " or ".join(type_in_words(arg) for arg in get_args(kind))
+    if is_dataclass(kind):
+        return "a section"
     return "None" if kind is type(None) else str(getattr(kind, "__name__", kind))
 
 
 def _apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Parse all overrides at once with tyro; where that fails, find the one to blame and say what it takes."""
+    """Parse all overrides at once with tyro.
+
+    Where that fails, find the one to blame and say what it takes.
+    """
     known = flatten(config)
     options: list[list[str]] = []
     for word in overrides:
@@ -209,16 +236,28 @@ def _apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if parsed is not None:
         return parsed
     for option in options:
-        if _parse_with_tyro(config, option) is None:
-            kind = type_in_words(_field_type(_option_name(option[0])))
-            raise UserError(f"{' '.join(option)}: does not fit; the value must be {kind}")
-    raise UserError(
-        f"the overrides {' '.join(overrides)!r} do not fit together; give each option once"
-    )
+        # An option may be impossible without the others (a batch size without its micro-batch):
+        # only what cannot be parsed is to blame here.
+        with contextlib.suppress(UserError):
+            if _parse_with_tyro(config, option) is None:
+                break
+    else:
+        raise UserError(
+            f"the overrides {' '.join(overrides)!r} do not fit together; give each option once"
+        )
+    raise UserError(f"{' '.join(option)}: does not fit; {_remedy(option[0])}")
+
+
+def _remedy(word: str) -> str:
+    """What the option `word` takes, in words."""
+    name = _option_name(word).replace(".no_", ".")
+    if _field_type(name) is bool:
+        return f"it takes no value: write --{name} or --{name.replace('.', '.no_')}"
+    return f"the value must be {type_in_words(_field_type(name))}"
 
 
 def _parse_with_tyro(config: RunConfig, words: Sequence[str]) -> RunConfig | None:
-    """The config with `words` applied, or None where tyro refuses them; its own panel stays unprinted."""
+    """The config with `words` applied; None where tyro refuses them, its own panel unprinted."""
     import tyro
 
     silence = io.StringIO()

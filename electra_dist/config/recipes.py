@@ -1,4 +1,6 @@
-"""Complete runs by name: a recipe is a function that returns a config, and a variant replaces fields of another.
+"""Complete runs by name: a recipe is a function that returns a config.
+
+A variant replaces fields of another.
 
 Sizes, rates, batches and steps are those of the paper's appendix and of google-research/electra,
 where ``model_size=base`` alone trains base with small's rate and length: recipes here are whole.
@@ -23,7 +25,7 @@ from electra_dist.config.schema import (
 
 
 def small() -> RunConfig:
-    """ELECTRA-Small: 12 layers of 256, generator of a quarter width, L 128, batch 128, 1 M steps."""
+    """ELECTRA-Small: 12 layers of 256, generator of a quarter, L 128, batch 128, 1 M steps."""
     return RunConfig(recipe="small")
 
 
@@ -51,7 +53,10 @@ def base() -> RunConfig:
 
 
 def large() -> RunConfig:
-    """ELECTRA-Large: 24 layers of 1024, generator of a quarter, 25 % masked, batch 2048, 400 k steps."""
+    """ELECTRA-Large: 24 layers of 1024, generator of a quarter, 25 % masked, L 512, batch 2048.
+
+    400 k steps; the longer published run has 1.75 M.
+    """
     return RunConfig(
         recipe="large",
         model=ModelConfig(

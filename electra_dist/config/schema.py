@@ -24,7 +24,11 @@ def _require_positive(section: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None:
             _require(
-                value > 0, f"{section}.{name}", value, "must be above 0", "give a positive number"
+                0 < value < math.inf,
+                f"{section}.{name}",
+                value,
+                "must be above 0 and finite",
+                "give a positive number",
             )
 
 
@@ -54,7 +58,7 @@ class ModelConfig:
     generator_hidden_size: int = 64
     """Width of the generator: 1/4 of the discriminator's in small and large, 1/3 in base."""
     vocab_size: int | None = None
-    """Size of the word table. Taken from the corpus when left out; a value that differs from the corpus is refused."""
+    """Rows of the word table. Left out, it is the corpus's; a value unlike that is refused."""
     max_position_embeddings: int = 512
     """Rows of the position table: the longest sequence that the model can ever read."""
     type_vocab_size: int = 2
@@ -121,7 +125,7 @@ class ObjectiveConfig:
     """What is learnt from a batch (algorithm: sections 3 to 5)."""
 
     name: str = "electra"
-    """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on the same data, no discriminator)."""
+    """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on this data, no discriminator)."""
     mask_prob: float = 0.15
     """Share of a row's tokens that is selected for masking."""
     gen_weight: float = 1.0
@@ -137,10 +141,10 @@ class ObjectiveConfig:
         for name in ("gen_weight", "disc_weight"):
             value = getattr(self, name)
             _require(
-                value >= 0,
+                0 <= value < math.inf,
                 f"objective.{name}",
                 value,
-                "must not be negative",
+                "must be 0 or more and finite",
                 "use 0 to turn it off",
             )
 
@@ -152,15 +156,15 @@ class DataConfig:
     corpus: str | None = None
     """Folder made by `electra-dist corpus build` and packed by `electra-dist corpus pack`."""
     sequence_length: int = 128
-    """Tokens in a row, [CLS] and [SEP] included; the corpus must have been packed at this length."""
+    """Tokens in a row, [CLS] and [SEP] included; the corpus must be packed at this length."""
     packing: Literal["full", "google"] = "full"
-    """How examples were cut from documents: full keeps every token, google drops what does not fit."""
+    """How examples were cut: full keeps every token, google drops what does not fit."""
     shuffle_block_size: int = 512
-    """Rows that lie together in the corpus and are read near each other: larger is kinder to disks."""
+    """Rows that lie together in the corpus and are read together: larger is kinder to disks."""
     shuffle_window_blocks: int = 64
-    """Blocks that are mixed with each other: a window of blocks x rows is what a uniform shuffle covers."""
+    """Blocks that are mixed with each other: a uniform shuffle covers this many blocks of rows."""
     prefetch_steps: int = 2
-    """Steps that a background thread assembles ahead of the engine; 0 assembles in the training thread."""
+    """Steps that a background thread assembles ahead; 0 assembles in the training thread."""
 
     def __post_init__(self) -> None:
         _require(
@@ -191,7 +195,7 @@ class BatchConfig:
     global_batch_size: int = 128
     """Samples in one optimizer step, over all ranks."""
     micro_batch_size: int = 32
-    """Samples in one forward pass. Part of the run's arithmetic: means are taken over one micro-batch."""
+    """Samples in one forward pass. Part of the arithmetic: means are taken over one micro-batch."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -203,11 +207,11 @@ class BatchConfig:
             divisors = [
                 n for n in range(1, self.micro_batch_size + 1) if self.global_batch_size % n == 0
             ]
+            rounded_up = -(-self.global_batch_size // self.micro_batch_size) * self.micro_batch_size
             raise UserError(
                 f"batch.global_batch_size = {self.global_batch_size} is not a multiple of "
                 f"batch.micro_batch_size = {self.micro_batch_size}; set batch.micro_batch_size to "
-                f"{divisors[-1]}, or batch.global_batch_size to "
-                f"{math.ceil(self.global_batch_size / self.micro_batch_size) * self.micro_batch_size}"
+                f"{divisors[-1]}, or batch.global_batch_size to {rounded_up}"
             )
 
     @property
@@ -280,15 +284,15 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What the model computes in; the weights that the optimizer updates are fp32 in either case."""
+    """What the model computes in; the weights that the optimizer updates are fp32 in any case."""
     deepspeed_config: str | None = None
-    """JSON with ZeRO and communication keys (see deepspeed_configs/); what this config owns is refused there."""
+    """JSON of ZeRO and communication keys (see deepspeed_configs/); any other key is refused."""
     threads_per_rank: int | None = None
-    """CPU threads of one rank. Part of a run's bits: left out, it is settled once and written to config.json."""
+    """CPU threads of a rank, part of a run's bits. Left out: settled once, kept in config.json."""
     timeout_seconds: float = 1800.0
-    """Deadline of one collective operation: after this the missing rank is named and the attempt ends."""
+    """Deadline of a collective operation: then the missing rank is named and the attempt ends."""
     deterministic: bool = False
-    """On CUDA: deterministic kernels only, so that a resumed run has the same bits. CPU runs always have."""
+    """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -341,7 +345,7 @@ class MetricsConfig:
     log_every: int = 10
     """Steps between two lines of metrics.jsonl and of the console."""
     eval_every: int = 1000
-    """Steps between two held-out evaluations with frozen corruption; the last step evaluates too."""
+    """Steps between two held-out evaluations (frozen corruption); the last step evaluates too."""
     eval_num_samples: int = 1024
     """Held-out rows in one evaluation (or all there are)."""
     tensorboard: bool = True
@@ -363,7 +367,7 @@ class RunConfig:
     recipe: str = "small"
     """The recipe that this config started from; for people, not read again."""
     seed: int = 0
-    """Order of the rows, masks, initial weights, dropout and sampling all follow from this number."""
+    """Order of the rows, masks, initial weights, dropout and sampling follow from this number."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The two towers."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -1,4 +1,4 @@
-"""Frozen corruption: held-out rows with recorded masks and noise, so that the curves of different runs compare.
+"""Frozen corruption: held-out rows with recorded masks and noise, so that curves of runs compare.
 
 Recorded once, at packing, for one mask probability: the masked rows, one uniform number a slot
 (each run samples its own generator with it) and a replacement drawn from the corpus's unigram
@@ -28,7 +28,13 @@ MAX_ROWS = 4096
 
 
 def freeze(corpus: Corpus, packing: Packing, mask_prob: float = 0.15) -> Path | None:
-    """Record the corruption of up to 4096 held-out rows in the packing's folder; None where no row is held out."""
+    """Record up to 4096 held-out rows in the packing's folder; None where no row is held out.
+
+    Raises:
+        UserError: `mask_prob` is no share of a row.
+    """
+    if not 0 < mask_prob < 1:
+        raise UserError(f"--mask-prob {mask_prob:g} must be above 0 and below 1; 0.15 is usual")
     reader = RowReader(corpus, packing, "held_out")
     if reader.num_rows == 0:
         return None
@@ -56,9 +62,11 @@ def freeze(corpus: Corpus, packing: Packing, mask_prob: float = 0.15) -> Path | 
     }
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
     record = {"mask_prob": mask_prob, "rows": num_rows, **asdict(write_arrays(path, arrays))}
-    others = [r for r in packing.manifest.get("frozen", []) if r["mask_prob"] != mask_prob]
+    # What is on disk now, not what `packing` was opened with: another probability may have come.
     manifest = json.loads((packing.folder / "manifest.json").read_text(encoding="utf-8"))
-    write_json(packing.folder / "manifest.json", {**manifest, "frozen": [*others, record]})
+    others = [r for r in manifest.get("frozen", []) if r["mask_prob"] != mask_prob]
+    frozen = sorted([*others, record], key=lambda r: float(r["mask_prob"]))
+    write_json(packing.folder / "manifest.json", {**manifest, "frozen": frozen})
     return path
 
 
@@ -73,8 +81,9 @@ def read_frozen(packing: Packing, mask_prob: float) -> dict[str, Array] | None:
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: the held-out rows were not recorded at objective.mask_prob = {mask_prob:g}; "
-            f"run `electra-dist corpus pack {packing.folder.parent} --length {packing.manifest['length']} "
+            f"{path} does not exist: the held-out rows were not recorded at "
+            f"objective.mask_prob = {mask_prob:g}; run `electra-dist corpus pack "
+            f"{packing.folder.parent} --length {packing.manifest['length']} "
             f"--mode {packing.manifest['mode']} --mask-prob {mask_prob:g}`"
         )
     return read_arrays(path)

@@ -1,4 +1,4 @@
-"""Counter-based hashing for order and masks: every number is a function of its keys, so there is no state to save."""
+"""Counter-based hashing for order and masks: numbers are functions of keys, no state is saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fold(*keys: int) -> int:
 
 
 def mix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A 32-bit mixer of low bias (Wellons' lowbias32), in place: half the cost of 64 bits where 32 are enough."""
+    """Mix 32 bits with low bias (Wellons' lowbias32), in place: half the cost of mixing 64."""
     values ^= values >> np.uint32(16)
     values *= np.uint32(0x7FEB352D)
     values ^= values >> np.uint32(15)

@@ -1,6 +1,6 @@
-"""Which tokens are selected and which of them become [MASK] (algorithm: section 3): a function of (seed, position).
+"""Which tokens are selected and which of them become [MASK] (algorithm: section 3).
 
-Shapes: B rows, L positions, N masked slots of a row.
+A function of (seed, position) and of the row. Shapes: B rows, L positions, N masked slots of a row.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Masks(NamedTuple):
 def num_selected(
     num_tokens: NDArray[np.int64], mask_prob: float, max_masked: int
 ) -> NDArray[np.int64]:
-    """K = max(1, min(N, round_half_even(p n))), in float32 as google-research/electra computes it."""
+    """K = max(1, min(N, round_half_even(p n))), in float32 as google-research/electra does it."""
     rounded = np.rint(np.float32(mask_prob) * num_tokens.astype(np.float32))
     selected: NDArray[np.int64] = np.clip(rounded.astype(np.int64), 1, max_masked)
     return selected
@@ -60,7 +60,7 @@ def mask_rows(
     sample_positions_B: NDArray[np.int64],
     rule: MaskRule,
 ) -> Masks:
-    """Select a fixed count of positions a row, uniformly and without replacement, and mask 85 % of them.
+    """Select a fixed count of positions a row, uniformly, without replacement; mask 85 % of them.
 
     Args:
         input_ids_BL: original rows; what lies beyond a row's tokens is never selected.

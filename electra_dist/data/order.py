@@ -1,4 +1,4 @@
-"""Which sample stands at which position: a keyed permutation of every epoch, computed and never stored.
+"""Which sample stands at which position: a keyed permutation of each epoch, computed, not stored.
 
 Positions run on through epochs. Within an epoch, blocks of neighbouring samples are permuted,
 windows of blocks follow each other, and the samples of a window are permuted among themselves: a
@@ -23,7 +23,7 @@ _BLOCKS, _WINDOW, _TAIL, _TAIL_PLACE = range(4)
 
 
 def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """A keyed bijection on [0, size): a Feistel network with cycle walking, vectorised over `indices`."""
+    """A keyed bijection on [0, size): a Feistel network with cycle walking, over all `indices`."""
     if size <= 1:
         return indices.copy()
     bits = max(2, (size - 1).bit_length())
@@ -50,7 +50,7 @@ def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The global sequence of sample ids; the same for every world size, micro-batch and number of threads."""
+    """The global sequence of sample ids, the same for all world sizes, micro-batches, threads."""
 
     seed: int
     """Key of every permutation."""
@@ -67,7 +67,7 @@ class Order:
                 raise ValueError(f"Order.{name} = {getattr(self, name)} must be at least 1")
 
     def sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sample ids at global `positions` (int64, any order, epochs run on): a bijection on each epoch.
+        """Sample ids at global `positions` (int64, any order, epochs run on): a bijection an epoch.
 
         Raises:
             ValueError: a position is negative.
@@ -103,7 +103,7 @@ class Order:
     def _block_ids(
         self, epoch: int, indices: NDArray[np.int64], num_blocks: int
     ) -> NDArray[np.int64]:
-        """Ids of indices that count the whole blocks only: shuffle inside the window, then look up its block."""
+        """Ids of indices that count whole blocks only: shuffle in the window, look up its block."""
         window_size = self.window_blocks * self.block_size
         windows = indices // window_size
         shuffled = np.empty_like(indices)

@@ -34,7 +34,7 @@ class RowReader:
         self.num_rows = int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, sample_ids: NDArray[np.int64]) -> Rows:
-        """The rows of `sample_ids`, in that order. A batch touches few shards: the loop is over these."""
+        """The rows of `sample_ids`, in that order; a loop over shards, as a batch touches few."""
         shards = np.searchsorted(self._ends, sample_ids, side="right")
         touched = np.unique(shards)
         if len(touched) == 1:

@@ -34,6 +34,10 @@ PACKING_MODES = ("full", "google")
 
 Array = npt.NDArray[Any]
 
+_CORPUS_FIELDS = (
+    *("fingerprint", "tokenizer", "vocab_size", "dtype", "special_ids", "splits", "unigram"),
+    *("sources", "empty_documents", "quarantine"),
+)
 _DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
     "U8": np.uint8,
@@ -112,6 +116,9 @@ class Corpus:
         """
         folder = Path(folder)
         manifest = read_manifest(folder, "corpus", "build one with `electra-dist corpus build`")
+        lacking = [name for name in _CORPUS_FIELDS if name not in manifest]
+        if lacking:
+            raise UserError(f"{folder}/manifest.json lacks {lacking[0]!r}: copy the folder again")
         check_sizes(folder, [*token_file_records(manifest), manifest["unigram"]])
         return cls(folder=folder, manifest=manifest)
 

@@ -1,4 +1,4 @@
-"""From the state of a run to the micro-batches of its next step: the one stateful file of the data layer.
+"""From the state of a run to its next micro-batches: the one stateful file of the data layer.
 
 Its only state is a look-ahead: a background thread assembles the next steps while the engine
 computes. What a micro-batch holds is a function of (seed, position) and of the corpus, so nothing
@@ -34,15 +34,17 @@ class Pass(NamedTuple):
 
 
 def passes(rank: int, world_size: int, num_micro_batches: int) -> list[Pass]:
-    """Rank r runs micro-batches r, r + W, ...; all ranks make ceil(M / W) passes, a missing one repeats the last.
+    """Rank r runs micro-batches r, r + W, ...; all ranks make ceil(M / W) passes.
+
+    Where a rank has one micro-batch less, its last pass repeats the one before it.
 
     Raises:
         UserError: there are more ranks than micro-batches.
     """
     if world_size > num_micro_batches:
         raise UserError(
-            f"{world_size} ranks cannot share {num_micro_batches} micro-batches a step; use at most "
-            f"{num_micro_batches} ranks, or a smaller batch.micro_batch_size in a new run"
+            f"{world_size} ranks cannot share {num_micro_batches} micro-batches a step; use at "
+            f"most {num_micro_batches} ranks, or a smaller batch.micro_batch_size in a new run"
         )
     real = [Pass(index, True) for index in range(rank, num_micro_batches, world_size)]
     num_passes = -(-num_micro_batches // world_size)
@@ -51,7 +53,10 @@ def passes(rank: int, world_size: int, num_micro_batches: int) -> list[Pass]:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """The rows of one forward pass, with what keys their dropout and noise. B rows, L positions, N masked slots."""
+    """The rows of one forward pass, with what keys their dropout and noise.
+
+    Shapes: B rows, L positions, N masked slots of a row.
+    """
 
     step: int
     """Update number, counted from 0."""
@@ -74,6 +79,7 @@ class MicroBatch:
             self.input_ids_BL,
             self.masked_ids_BL,
             self.token_type_ids_BL,
+            self.num_tokens_B,  # the attention mask follows from it
             self.masked_positions_BN,
             self.masked_weights_BN,
         )
@@ -124,7 +130,7 @@ class CorpusStream:
         self._ahead: dict[tuple[int, int], Future[list[MicroBatch]]] = {}
 
     def micro_batches(self, step: int, first_position: int) -> list[MicroBatch]:
-        """This rank's passes of update number `step`, whose samples start at global `first_position`."""
+        """This rank's passes of update `step`, whose samples start at global `first_position`."""
         wanted = [
             (step + i, first_position + i * self._batch.global_batch_size)
             for i in range(self._prefetch_steps + 1)
@@ -140,7 +146,7 @@ class CorpusStream:
     def micro_batch(
         self, step: int, index: int, first_position: int, *, is_real: bool = True
     ) -> MicroBatch:
-        """Micro-batch `index` of the step whose samples start at `first_position`: rows and masks."""
+        """Rows and masks of micro-batch `index` of the step that starts at `first_position`."""
         size = self._batch.micro_batch_size
         positions = np.arange(size, dtype=np.int64) + (first_position + index * size)
         rows = self._reader.read(self.order.sample_ids(positions))

@@ -91,21 +91,27 @@ def load_tokenizer(
                 f"tokenizer {path} cannot be read ({error}): give a tokenizer.json"
             ) from None
     else:
-        tokenizer = wordpiece_tokenizer(_read_vocab(path), lowercase, strip_accents)
+        tokenizer = wordpiece_tokenizer(_read_vocab(path), lowercase, strip_accents, str(path))
     return _prepare(tokenizer, str(path))
 
 
 def wordpiece_tokenizer(
-    vocab: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None
+    vocab: dict[str, int],
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    name: str = "vocabulary",
 ) -> Tokenizer:
-    """A BERT WordPiece tokenizer: text cleaned, split at punctuation and Chinese characters."""
+    """A BERT WordPiece tokenizer: text cleaned, split at punctuation and Chinese characters.
+
+    `name` is what an error calls it.
+    """
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return _prepare(tokenizer, "vocabulary")
+    return _prepare(tokenizer, name)
 
 
 def tokenizer_sha256(path: str | Path) -> str:

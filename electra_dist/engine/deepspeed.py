@@ -1,4 +1,4 @@
-"""The product's engine: one joint step under DeepSpeed ZeRO 0 to 3. The only file that knows DeepSpeed.
+"""The product's engine: a joint step under DeepSpeed ZeRO 0 to 3. No other file knows DeepSpeed.
 
 DeepSpeed is given the micro-batch size and K passes a rank; each loss is multiplied by W K / M, so
 that its own mean over W ranks and K passes becomes the mean over the M real micro-batches. Saved
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.ds_config import deepspeed_config
-from electra_dist.engine.optim import MOMENTS, ElectraAdam, decay_groups
+from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
 from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
@@ -26,7 +26,7 @@ from electra_dist.runtime.world import World
 
 
 class DeepSpeedEngine:
-    """Wraps `deepspeed.initialize` over the process group that is running; a single rank needs one too.
+    """Wraps `deepspeed.initialize` over the running process group; a single rank needs one too.
 
     Args:
         model: the joint module, with the same initial weights on every rank.
@@ -82,7 +82,7 @@ class DeepSpeedEngine:
             losses = self._engine(self._make_batch(micro_batch, self._config.seed, self.device))
             self._engine.backward(losses.total * (self._loss_scale if micro_batch.is_real else 0.0))
             if self._stage == 0 and number == len(micro_batches):
-                norm = self._replicated_norm()
+                norm = self._clip_replicated()
             self._engine.step()
             sums.add(micro_batch, losses)
         return sums.result(norm if self._stage == 0 else float(self._engine.get_global_grad_norm()))
@@ -106,7 +106,7 @@ class DeepSpeedEngine:
                         yield Fragment(name, kind, start, values.view(-1)[begin : begin + length])
 
     def owned_fragments(self) -> Iterator[Fragment]:
-        """See `Engine.owned_fragments`: at stage 0 an even share of what all ranks hold, else the rank's shards."""
+        """See `Engine.owned_fragments`: at stage 0 an even share of the copies, else the shards."""
         for fragment in self.local_fragments():
             if self._stage > 0:
                 yield fragment
@@ -135,7 +135,7 @@ class DeepSpeedEngine:
         self._engine.destroy()
 
     def _locate(self, name: str, parameter: Any) -> tuple[Tensor, int, int, int] | None:
-        """(flat fp32 tensor, offset in it, offset in the parameter, elements) of this rank's part, or None."""
+        """This rank's part, or None: flat fp32 tensor, offset in it, in the parameter, length."""
         if self._stage == 0:
             return parameter, 0, 0, parameter.numel()
         if self._stage in (1, 2):
@@ -155,10 +155,9 @@ class DeepSpeedEngine:
             return None
         return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start
 
-    def _replicated_norm(self) -> float:
-        """Stage 0 reports no gradient norm and would write a NaN into the weights: measure, and veto the update."""
-        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
+    def _clip_replicated(self) -> float:
+        """Stage 0 gives no norm and would write a NaN into weights: clip here, veto the update."""
+        norm = clip_gradients(self._engine.module, self._config.optim.clip_norm)
         self.optimizer.may_apply = math.isfinite(norm)
         return norm
 

@@ -1,4 +1,7 @@
-"""The DeepSpeed config of a run: what our config owns, plus the user's ZeRO and communication keys. No torch here."""
+"""The DeepSpeed config of a run: what our config owns, plus the user's ZeRO and communication keys.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +41,18 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         UserError: the file is missing, not JSON, sets a key that this config owns, or names another
             ZeRO stage.
     """
+    check_deepspeed_config(config)
     extra = _read(config.engine.deepspeed_config) if config.engine.deepspeed_config else {}
     zero = {**extra.pop("zero_optimization", {}), "stage": config.engine.zero_stage}
     return {
         **extra,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": num_passes,
-        "gradient_clipping": config.optim.clip_norm,
+        # Stage 0 reports no gradient norm, so the engine clips there itself.
+        "gradient_clipping": config.optim.clip_norm if config.engine.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.engine.precision == "bf16"},
-        # Our optimizer is plain element-wise torch, which every ZeRO stage can shard, off-loaded or
-        # not.
+        # Our optimizer is plain element-wise torch: every ZeRO stage can shard it, off-loaded too.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -63,8 +67,8 @@ def check_deepspeed_config(config: RunConfig) -> None:
     stage = _read(path).get("zero_optimization", {}).get("stage", config.engine.zero_stage)
     if stage != config.engine.zero_stage:
         raise UserError(
-            f"{path} says zero_optimization.stage = {stage}, but engine.zero_stage = {config.engine.zero_stage}; "
-            f"set engine.zero_stage = {stage}, or take another file"
+            f"{path} says zero_optimization.stage = {stage}, but engine.zero_stage = "
+            f"{config.engine.zero_stage}; set engine.zero_stage = {stage}, or take another file"
         )
 
 
@@ -81,12 +85,13 @@ def _read(path: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict) or not isinstance(values.get("zero_optimization", {}), dict):
         raise UserError(
-            f"{path} must hold a JSON object with a zero_optimization object; see deepspeed_configs/"
+            f"{path} must hold a JSON object whose zero_optimization is an object; "
+            "see deepspeed_configs/"
         )
     for key in values:
         if key not in ALLOWED_KEYS:
             raise UserError(
-                f"{path}: key {key!r} is not taken from a DeepSpeed file, because the run's own config sets it; "
-                f"remove it (allowed are {', '.join(ALLOWED_KEYS)})"
+                f"{path}: key {key!r} is not taken from a DeepSpeed file, because the run's own "
+                f"config sets it; remove it (allowed are {', '.join(ALLOWED_KEYS)})"
             )
     return values

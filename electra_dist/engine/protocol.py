@@ -1,4 +1,4 @@
-"""What the loop asks of an engine: one optimizer step on sharded state, and a view of that state by element range."""
+"""What the loop asks of an engine: a step on sharded state, and a view of it by element range."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class LocalResult:
     """One rank's part of a step: sums over its real micro-batches, to be added up over ranks."""
 
     sums: Mapping[str, float]
-    """`loss`, `generator_loss`, `discriminator_loss`, `replaced_share` (each a sum of micro-batch means), `tokens`."""
+    """Each a sum of micro-batch means: `loss`, `generator_loss`, `discriminator_loss`,
+    `replaced_share`; and the count `tokens`."""
     checksum: int
     """Sum modulo 2**64 of the checksums of the micro-batches that were given to the model."""
     grad_norm: float
@@ -46,7 +47,7 @@ class Engine(Protocol):
     parameter_shapes: dict[str, tuple[int, ...]]
 
     def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """Forward and backward over this rank's passes, one clip, one update. All ranks make as many passes."""
+        """Forward, backward over a rank's passes (as many on all ranks), one clip, one update."""
         ...
 
     def evaluate(self, batch: Batch) -> Losses:
@@ -62,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def state_restored(self) -> None:
-        """Bring the weights that the model computes with in line with the restored fp32 fragments."""
+        """Bring the weights that the model computes with in line with the restored fragments."""
         ...
 
     def close(self) -> None:
@@ -71,7 +72,7 @@ class Engine(Protocol):
 
 
 def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
-    """The tensors of a micro-batch on `device`, with its sampling noise; no attention mask where nothing is padded."""
+    """A micro-batch on `device` with its sampling noise; no attention mask where none is padded."""
     num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
     length = micro_batch.input_ids_BL.shape[1]
     has_padding = bool((micro_batch.num_tokens_B < length).any())
@@ -89,7 +90,7 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
 
 
 class StepSums:
-    """Adds up what a rank's real passes report; kept on the device so that no pass waits for another."""
+    """Adds up what a rank's real passes report; stays on the device, so no pass waits for it."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
@@ -125,6 +126,6 @@ class StepSums:
 
 
 def even_range(num_elements: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part of a replicated parameter that `rank` saves: pieces of ceil(n / W) elements, the last ones shorter."""
+    """The part of a replicated parameter that `rank` saves: ceil(n / W) elements, the last less."""
     piece = -(-num_elements // world_size)
     return min(rank * piece, num_elements), min((rank + 1) * piece, num_elements)

@@ -11,7 +11,7 @@ from torch import nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.optim import MOMENTS, ElectraAdam, decay_groups
+from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
 from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
@@ -19,7 +19,7 @@ from electra_dist.runtime.world import World
 
 
 class ReferenceEngine:
-    """Gradients are summed over a rank's micro-batches, then over ranks; everything else is local."""
+    """Gradients are summed over a rank's micro-batches, then over ranks; all else is local."""
 
     def __init__(
         self,
@@ -53,9 +53,7 @@ class ReferenceEngine:
                 (losses.total / self._config.batch.num_micro_batches).backward()
                 sums.add(micro_batch, losses)
         self._sum_gradients_over_ranks()
-        norm = nn.utils.clip_grad_norm_(
-            self._model.parameters(), self._config.optim.clip_norm
-        ).item()
+        norm = clip_gradients(self._model, self._config.optim.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if math.isfinite(norm):

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 STOPPED = 75
 """Exit code of a run that saved and stopped on request (contracts, section 2)."""
 
+USER_MISTAKE = 2
+"""Exit code of a rank that its user has to put right; every rank finds the same mistake."""
+
 FORWARDED = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -99,7 +102,11 @@ def run_ranks(
         return 0
     if _exit_of(run_folder, first_attempt) == ("stopped", STOPPED):
         return STOPPED
-    return 2 if codes[0] == 2 else 1
+    if codes[0] == USER_MISTAKE:
+        return USER_MISTAKE
+    if USER_MISTAKE in codes:  # only rank 0 speaks of mistakes, and it made none
+        log.error("rank %d %s", codes.index(USER_MISTAKE), _in_words(USER_MISTAKE))
+    return 1
 
 
 def free_port() -> int:
@@ -170,8 +177,9 @@ def _wait(
             dead = [r for r, p in enumerate(ranks) if p.returncode not in (None, 0, STOPPED)]
             if dead:
                 died_at = now
-                how = _in_words(ranks[dead[0]].returncode)
-                log.error("rank %d %s; ending the others", dead[0], how)
+                code = ranks[dead[0]].returncode
+                if code != USER_MISTAKE:  # that one rank 0 says in a sentence of its own
+                    log.error("rank %d %s; ending the others", dead[0], _in_words(code))
         elif now > died_at + grace_seconds + kill_seconds:
             return
         elif now > died_at + grace_seconds and not was_terminated:

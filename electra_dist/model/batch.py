@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     uniforms_BN: Tensor
     """float32 in [0, 1), the noise that a replacement is sampled with."""
     sampled_ids_BN: Tensor | None = None
-    """int64 replacements given from outside (frozen corruption, parity tests) instead of sampled ones."""
+    """int64 replacements from outside (frozen corruption, parity tests) in place of samples."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a forward pass returns; means are over this micro-batch, all but `total` are detached."""
+    """What a forward pass returns; means are over this micro-batch, all but `total` detached."""
 
     total: Tensor
     """Scalar that is backpropagated: gen_weight x generator + disc_weight x discriminator."""
@@ -51,7 +51,7 @@ class Losses(NamedTuple):
     discriminator: Tensor
     """Scalar, mean binary cross-entropy over all real tokens; 0 for mlm."""
     replaced_share: Tensor
-    """Scalar, share of the selected positions whose replacement differs from the original; 0 for mlm."""
+    """Scalar, share of the selected positions whose replacement is another id; 0 for mlm."""
     generator_log_probs_BNV: Tensor
     """float32 log-probabilities at the masked slots."""
     sampled_ids_BN: Tensor

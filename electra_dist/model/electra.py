@@ -17,11 +17,11 @@ from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.encoder import Embeddings, Encoder
-from electra_dist.model.objectives import OBJECTIVES
+from electra_dist.model.objectives import OBJECTIVES, objective_named
 
 
 class GeneratorHead(nn.Module):
-    """Dense to the embedding width, GELU, LayerNorm, product with the shared word table, a bias of V."""
+    """Dense to the embedding width, GELU, LayerNorm, product with the word table, a bias of V."""
 
     def __init__(self, config: ModelConfig, width: int, vocab_size: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class GeneratorHead(nn.Module):
 
 
 class Generator(nn.Module):
-    """The masked language model: gathers the masked positions first, so that logits are made only there."""
+    """The masked language model: gathers the masked positions first and makes logits only there."""
 
     def __init__(self, embeddings: Embeddings, encoder: Encoder, head: GeneratorHead) -> None:
         super().__init__()
@@ -107,10 +107,7 @@ class JointElectra(nn.Module):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
-        if config.objective.name not in OBJECTIVES:
-            raise UserError(
-                f"objective.name = {config.objective.name!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
-            )
+        has_discriminator = objective_named(config.objective.name).has_discriminator
         model, vocab_size = config.model, config.model.vocab_size
         if vocab_size is None:
             raise UserError(
@@ -118,7 +115,6 @@ class JointElectra(nn.Module):
             )
         self.config = model
         self.objective = config.objective
-        has_discriminator = OBJECTIVES[config.objective.name].has_discriminator
         size = (model.num_layers, model.hidden_size, model.num_heads)
         generator_size = (
             (model.generator_num_layers, model.generator_hidden_size, model.generator_num_heads)
@@ -149,12 +145,15 @@ class JointElectra(nn.Module):
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int, std: float) -> None:
-    """Fill every parameter from a generator keyed by (seed, its name), so that no tower shifts another's draws.
+    """Fill every parameter from a generator keyed by (seed, its name): no tower shifts another.
 
     Truncated normal at two deviations; glorot uniform for `embeddings_project` and the
-    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2).
+    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2). Parameters on the
+    meta device have shapes only, and are left alone.
     """
     for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            continue
         generator = torch.Generator(device=parameter.device).manual_seed(
             random.fold(seed, random.INIT_SITE, zlib.crc32(name.encode()))
         )

@@ -13,7 +13,10 @@ from electra_dist.config.schema import ModelConfig
 
 
 class Embeddings(nn.Module):
-    """Word + token type + learned position, LayerNorm, dropout: all of the embedding width, shared by the towers."""
+    """Word + token type + learned position, LayerNorm, dropout: shared by the towers.
+
+    All of the embedding width.
+    """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Layer(nn.Module):
         self.attention_dropout = config.attention_dropout
 
     def forward(self, hidden_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
-        """One layer; `mask_B11L` is True where a key may be read, None where the batch has no padding."""
+        """One layer; `mask_B11L` is True where a key may be read, None where nothing is padded."""
         attended_BLD = F.dropout(
             self.attention_output(self._attend(hidden_BLD, mask_B11L)),
             self.hidden_dropout,
@@ -92,7 +95,10 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, width, num_heads) for _ in range(num_layers))
 
     def forward(self, embedded_BLE: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
-        """Contextual vectors [B, L, D]; `attention_mask_BL` is bool, True at real tokens, or None without padding."""
+        """Contextual vectors [B, L, D].
+
+        `attention_mask_BL` is bool, True at real tokens, or None where nothing is padded.
+        """
         hidden_BLD = (
             embedded_BLE
             if self.embeddings_project is None

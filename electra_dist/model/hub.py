@@ -1,9 +1,9 @@
 """Hugging Face format, both ways: ElectraForPreTraining, ElectraForMaskedLM and plain ElectraModel.
 
-    FOLDER/            the product: ElectraForPreTraining (or, trained with mlm, ElectraForMaskedLM)
-    + tokenizer FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
+    FOLDER/            ElectraForPreTraining (trained with mlm: ElectraForMaskedLM) + tokenizer
+    FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
 
-Our names and theirs differ in one thing that is not a renaming: query, key and value are one matrix
+One difference between our names and theirs is no renaming: query, key and value are one matrix
 here.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from electra_dist.config.schema import ModelConfig, ObjectiveConfig, RunConfig
+from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
+from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 
 _EMBEDDINGS = {
     "embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
@@ -57,7 +58,7 @@ _HEADS = {
 
 
 def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
-    """Write the product to `folder`, and the generator beside it, in Hugging Face format with the tokenizer.
+    """Write the product to `folder`, the generator beside it: Hugging Face format, with tokenizer.
 
     Args:
         model: the joint module; its weights are written in fp32.
@@ -69,19 +70,21 @@ def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
     """
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a model already; remove it or give another --out folder")
+    # config.json of `folder` is the very last file: a folder without it is no model, and an export
+    # that was cut off is simply made again.
     if model.discriminator is None:
         _export_tower(model, "generator", tokenizer, folder)
     else:
-        _export_tower(model, "discriminator", tokenizer, folder)
         _export_tower(model, "generator", tokenizer, folder / "generator")
+        _export_tower(model, "discriminator", tokenizer, folder)
 
 
 def load(folder: Path) -> JointElectra:
-    """A joint module from a Hugging Face ELECTRA folder; weights that the folder lacks stay freshly initialized.
+    """A joint module from a Hugging Face ELECTRA folder.
 
     Reads ElectraForPreTraining and ElectraModel into the discriminator, and `folder`/generator
     (ElectraForMaskedLM) if it is there into the generator; a lone ElectraForMaskedLM becomes an
-    `mlm` module.
+    `mlm` module. Heads and a generator that the folder lacks stay freshly initialized.
 
     Raises:
         UserError: no ELECTRA model there, or one of a shape that this encoder does not have.
@@ -94,13 +97,13 @@ def load(folder: Path) -> JointElectra:
     if is_masked_lm:
         config = replace(config, objective=ObjectiveConfig(name="mlm"))
     elif (generator_folder / "config.json").is_file():
-        generator_hf = _read_config(generator_folder)
+        generator = _config_from_hf(_read_config(generator_folder), generator_folder).model
         config = replace(
             config,
             model=replace(
                 config.model,
-                generator_num_layers=generator_hf["num_hidden_layers"],
-                generator_hidden_size=generator_hf["hidden_size"],
+                generator_num_layers=generator.num_layers,
+                generator_hidden_size=generator.hidden_size,
             ),
         )
     model = JointElectra(config)
@@ -111,7 +114,7 @@ def load(folder: Path) -> JointElectra:
 
 
 def hf_names(tower: str, num_layers: int, *, has_project: bool) -> dict[str, tuple[str, ...]]:
-    """Our parameter name -> theirs, for one tower; three names where theirs splits ours in equal parts."""
+    """Our parameter name -> theirs, for one tower; three where theirs splits ours equally."""
     names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _EMBEDDINGS.items()}
     if has_project:
         names |= {f"{tower}.{ours}": (theirs,) for ours, theirs in _PROJECT.items()}
@@ -143,14 +146,15 @@ def _export_tower(model: JointElectra, tower: str, tokenizer: Path, folder: Path
         pieces = parameters[ours].detach().float().cpu().chunk(len(theirs))
         weights |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = _hf_config(model, tower, tokenizer)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
+    data = safetensors.torch.save(weights, metadata={"format": "pt"})
+    write_bytes_atomic(folder / "model.safetensors", data)
     _export_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
+    write_json_atomic(folder / "config.json", _hf_config(model, tower, tokenizer))
 
 
 def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    write_bytes_atomic(folder / "tokenizer.json", tokenizer.read_bytes())
     special = {
         f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
     }
@@ -160,9 +164,7 @@ def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         **special,
     }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(values, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json_atomic(folder / "tokenizer_config.json", values)
 
 
 def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, Any]:
@@ -218,7 +220,8 @@ def _config_from_hf(hf: Mapping[str, Any], folder: Path) -> RunConfig:
             raise UserError(
                 f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only"
             )
-    return RunConfig(recipe="imported", model=model)
+    data = DataConfig(sequence_length=min(128, model.max_position_embeddings))
+    return RunConfig(recipe="imported", model=model, data=data)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -239,11 +242,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights by the names of the heads' classes; a bare ElectraModel's get the prefix that it lacks."""
+    """Weights by the names of the heads' classes; a bare ElectraModel's get the missing prefix."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} does not exist; only safetensors weights are read (no pickle)")
-    weights = safetensors.torch.load_file(path)
+    try:
+        weights = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no whole safetensors file ({error}); copy it anew") from None
     if not any(name.startswith("electra.") for name in weights):
         weights = {f"electra.{name}": tensor for name, tensor in weights.items()}
     return weights
@@ -261,6 +267,7 @@ def _fill(model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder
         value = torch.cat([weights[name] for name in theirs])
         if value.shape != parameters[ours].shape:
             raise UserError(
-                f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, config.json says {tuple(parameters[ours].shape)}"
+                f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, "
+                f"config.json says {tuple(parameters[ours].shape)}"
             )
         parameters[ours].copy_(value)

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 _MASK64 = 2**64 - 1
-# Sites keep the noise of one micro-batch apart: dropout and the generator's samples never share a
-# key.
+# Sites keep the noise of one micro-batch apart: dropout and sampling never share a key.
 DROPOUT_SITE = 1
 SAMPLING_SITE = 2
 INIT_SITE = 3
 
 
 def fold(*keys: int) -> int:
-    """Mix whole numbers into one 63-bit seed (splitmix64, Steele et al. 2014): any change of a key changes it all."""
+    """Mix whole numbers into one 63-bit seed: any change of a key changes it all.
+
+    Source: splitmix64, Steele et al. 2014.
+    """
     state = 0
     for key in keys:
         state = (state ^ (key & _MASK64)) + 0x9E3779B97F4A7C15 & _MASK64
@@ -34,6 +36,6 @@ def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
 
 
 def sampling_uniforms(shape: tuple[int, ...], seed: int, step: int, micro_batch: int) -> Tensor:
-    """One uniform number in [0, 1) a masked slot, drawn on the CPU so that every device sees the same."""
+    """One uniform number in [0, 1) a masked slot, drawn on the CPU: every device sees the same."""
     generator = torch.Generator().manual_seed(fold(seed, step, micro_batch, SAMPLING_SITE))
     return torch.rand(shape, generator=generator, dtype=torch.float32)

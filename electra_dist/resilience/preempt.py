@@ -1,4 +1,4 @@
-"""Signals set a flag; what is done about it is decided at a step boundary, by all ranks together."""
+"""Signals set a flag; what is done about it all ranks decide together, at a step boundary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopSignals:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number).name
             self._first_at = time.monotonic()

@@ -41,10 +41,12 @@ def check_state(state: dict[str, Any], config_fingerprint: str, packing_fingerpr
     if state["config_fingerprint"] != config_fingerprint:
         raise UserError(
             "the checkpoint was made with another config (fingerprint "
-            f"{state['config_fingerprint']}, now {config_fingerprint}); resume with the run's own config.json"
+            f"{state['config_fingerprint']}, now {config_fingerprint}); "
+            "resume with the run's own config.json"
         )
     if state["corpus_fingerprint"] != packing_fingerprint:
         raise UserError(
-            f"the checkpoint was trained on another corpus or packing (fingerprint {state['corpus_fingerprint']}, "
-            f"now {packing_fingerprint}); point data.corpus at the same corpus"
+            "the checkpoint was trained on another corpus or packing (fingerprint "
+            f"{state['corpus_fingerprint']}, now {packing_fingerprint}); "
+            "point data.corpus at the same corpus"
         )

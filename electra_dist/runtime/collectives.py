@@ -3,7 +3,10 @@
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -113,28 +116,59 @@ def start_process_group(
     if world.world_size == 1 and not always:
         control = Control(group=None, store=None, world=world, timeout_seconds=timeout_seconds)
         return ProcessGroups(world=world, device=device, control=control, has_torch_group=False)
-    store: Store = HashStore()
-    if world.world_size > 1:
-        store = _connect_store(world, timeout_seconds)
-        _wait_for_all(store, world, timeout_seconds)
+    store = _connect_store(world, timeout_seconds) if world.world_size > 1 else HashStore()
+    # Twice, for two phases that each have this deadline, and a little more than torch's own.
+    with _no_hang_for_ever(world, 2 * timeout_seconds + 10):
+        if world.world_size > 1:
+            _wait_for_all(store, world, timeout_seconds)
+        return _make_groups(world, device, store, timeout_seconds)
+
+
+def _make_groups(
+    world: World, device: torch.device, store: Store, timeout_seconds: float
+) -> ProcessGroups:
     os.environ.update(world.as_environment())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Longer than ours, so that our deadline, which names the missing ranks, is the one that fires.
     patience = timedelta(seconds=timeout_seconds + 5)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("torch", store),
-        rank=world.rank,
-        world_size=world.world_size,
-        timeout=patience,
-        device_id=device if device.type == "cuda" else None,
-    )
-    group = None
-    if world.world_size > 1:
-        group = dist.new_group(backend="gloo", timeout=patience, group_desc="control")
-    control = Control(group=group, store=store, world=world, timeout_seconds=timeout_seconds)
+    control = Control(group=None, store=store, world=world, timeout_seconds=timeout_seconds)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("torch", store),
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=patience,
+            device_id=device if device.type == "cuda" else None,
+        )
+        if world.world_size > 1:
+            control.group = dist.new_group(backend="gloo", timeout=patience, group_desc="control")
+    except RuntimeError as error:
+        raise control.failure("start of torch.distributed") from error
     return ProcessGroups(world=world, device=device, control=control, has_torch_group=True)
+
+
+@contextmanager
+def _no_hang_for_ever(world: World, seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer than `seconds`.
+
+    Some calls of torch's store wait without a deadline for a host that is stopped or cut off (one
+    that has died closes its connection, which they notice). Nothing is claimed or written yet.
+    """
+
+    def give_up() -> None:
+        why = "does not answer while the ranks are starting: it hangs or is cut off."
+        print(f"rank {world.rank}: {store_host(world)} {why}", file=sys.stderr)
+        leave(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _connect_store(world: World, timeout_seconds: float) -> Store:

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,38 +15,26 @@ from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.config import files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.frozen import read_frozen
-from electra_dist.data.store import Array, Corpus, Packing
-from electra_dist.data.stream import CorpusStream, passes
-from electra_dist.engine.ds_config import check_deepspeed_config
+from electra_dist.data.store import Array, Packing
+from electra_dist.data.stream import CorpusStream
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
-from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.preempt import StopSignals
-from electra_dist.resilience.resume import check_state, resumed_config
+from electra_dist.resilience.resume import check_state
 from electra_dist.runtime.attempt import Attempt, Events
-from electra_dist.runtime.collectives import ProcessGroups, start_process_group
+from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
-from electra_dist.runtime.logs import setup_logging
 from electra_dist.runtime.metrics import MetricsWriter
 from electra_dist.runtime.world import World
+from electra_dist.train.environment import environment
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
+from electra_dist.train.join import Joined, join
 from electra_dist.train.ledger import Ledger
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """A rank that has met the others and shares an attempt with them, before anything heavy is built."""
-
-    config: RunConfig
-    corpus: Corpus
-    groups: ProcessGroups
-    attempt: Attempt
-    stop_signals: StopSignals
 
 
 @dataclass(kw_only=True)
@@ -123,34 +105,8 @@ class Run:
         self.engine.close()
 
 
-def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[RunConfig, Corpus]:
-    """Everything that can be checked before ranks meet: corpus, vocabulary, batch, run folder, threads.
-
-    Raises:
-        UserError: any of these does not fit.
-    """
-    if config.data.corpus is None:
-        raise UserError(
-            "data.corpus is not set; give --data.corpus CORPUS, a folder made by `electra-dist corpus build`"
-        )
-    passes(world.rank, world.world_size, config.batch.num_micro_batches)
-    check_deepspeed_config(config)
-    corpus = Corpus.open(config.data.corpus)
-    if config.model.vocab_size not in (None, corpus.vocab_size):
-        raise UserError(
-            f"model.vocab_size = {config.model.vocab_size}, but the corpus {corpus.folder} has {corpus.vocab_size} "
-            "tokens; leave model.vocab_size out, or build the corpus with the other tokenizer"
-        )
-    config = replace(config, model=replace(config.model, vocab_size=corpus.vocab_size))
-    config = resumed_config(config, run_folder)
-    threads = config.engine.threads_per_rank or max(
-        1, (os.cpu_count() or 1) // world.local_world_size
-    )
-    return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpus
-
-
 def build_run(config: RunConfig, run_folder: Path, environ: Mapping[str, str] = os.environ) -> Run:
-    """Join the other ranks, build all parts and restore the newest checkpoint that verifies. Collective.
+    """Join the other ranks, build all parts, restore the newest good checkpoint. Collective.
 
     Raises:
         UserError: config, corpus, run folder or checkpoint do not fit.
@@ -159,32 +115,8 @@ def build_run(config: RunConfig, run_folder: Path, environ: Mapping[str, str] = 
     return assemble(join(config, run_folder, environ))
 
 
-def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
-    """Check what one rank can check alone, meet the others, and claim an attempt with them. Collective.
-
-    Raises:
-        UserError: config, corpus or run folder do not fit.
-        CollectiveError: a rank did not come.
-    """
-    stop_signals = StopSignals()
-    stop_signals.install()
-    world = World.from_environment(environ)
-    config, corpus = resolve_config(config, run_folder, world)
-    torch.set_num_threads(config.engine.threads_per_rank or 1)
-    if config.engine.deterministic:
-        torch.use_deterministic_algorithms(True)
-    groups = start_process_group(
-        world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
-    )
-    attempt = _claim(run_folder, groups.control)
-    setup_logging(world, attempt.folder)
-    return Joined(
-        config=config, corpus=corpus, groups=groups, attempt=attempt, stop_signals=stop_signals
-    )
-
-
 def assemble(joined: Joined) -> Run:
-    """Build the five parts (stream, engine, store, guard's signals, metrics) and restore. Collective.
+    """Build stream, engine, store and metrics, and restore. Collective.
 
     Raises:
         UserError: packing or checkpoint do not fit.
@@ -217,7 +149,7 @@ def assemble(joined: Joined) -> Run:
 
 
 def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine:
-    """The engine that `engine.kind` names, around a joint module with the seed's initial weights."""
+    """The engine that `engine.kind` names, around a module with the seed's initial weights."""
     model = JointElectra(config)
     if config.engine.kind == "reference":
         return ReferenceEngine(model, config, world, device)
@@ -226,23 +158,8 @@ def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine
     return DeepSpeedEngine(model, config, world, device)
 
 
-def _claim(run_folder: Path, control: Control) -> Attempt:
-    """Rank 0 claims the next attempt and takes away an old STOP file; all ranks learn the number."""
-    number, problem = 0, None
-    if control.rank == 0:
-        try:
-            number = Attempt.claim(run_folder).number
-            (run_folder / "STOP").unlink(missing_ok=True)
-        except UserError as error:
-            problem = str(error)
-    number, problem = control.broadcast_json([number, problem], name="claim of the attempt")
-    if problem:
-        raise UserError(problem)
-    return Attempt.join(run_folder, number)
-
-
 def _restore(run: Run) -> None:
-    """Go on from the newest checkpoint that verifies, or start at step 0; then write down what this run is."""
+    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
     started = time.monotonic()
     run.store.remove_leftovers()
     saved = run.store.restore(run.engine, run.engine.parameter_shapes)
@@ -252,7 +169,9 @@ def _restore(run: Run) -> None:
     if run.metrics is not None and run.ledger is not None:
         run.metrics.truncate_after(run.state.step)
         run.ledger.resumed(run.state.step, run.state.position)
-        _describe(run)
+        folder = run.attempt.run_folder
+        write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
+        write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
         log.info(
             "%s %s at step %d of %d on %d rank(s), %s",
             "resuming" if saved else "starting",
@@ -289,44 +208,3 @@ def _metrics_writer(config: RunConfig, attempt: Attempt) -> MetricsWriter:
         log_every=config.metrics.log_every,
         num_steps=config.schedule.last_step,
     )
-
-
-def _describe(run: Run) -> None:
-    """Write config.json and environment.json."""
-    folder = run.attempt.run_folder
-    write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
-    write_json_atomic(folder / "environment.json", environment(run))
-
-
-def environment(run: Run) -> dict[str, Any]:
-    """What a run ran on: versions, commit, host, device; no environment variables, which may hold secrets."""
-    packages = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy")
-    return {
-        "electra_dist": metadata.version("electra_dist"),
-        "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in packages},
-        "git_commit": _git_commit(),
-        "leader_host": socket.gethostname(),
-        "platform": platform.platform(),
-        "device": str(run.engine.device),
-        "device_name": torch.cuda.get_device_name()
-        if run.engine.device.type == "cuda"
-        else platform.machine(),
-        "world_size": run.world.world_size,
-        "launcher": run.world.launcher,
-    }
-
-
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Held-out evaluation with frozen corruption (algorithm: section 9): masks and noise recorded in the corpus.
+"""Held-out evaluation (algorithm: section 9): masks and noise are recorded in the corpus.
 
 The generator is asked at the recorded masks; the discriminator twice: on its own generator's
 samples (drawn with the recorded uniform numbers) and on the recorded unigram corruption, which is
@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 def evaluate(run: Run) -> dict[str, float] | None:
-    """The panel over `metrics.eval_num_samples` held-out rows; None where the corpus holds out none. Collective."""
+    """The panel over held-out rows; None where the corpus holds out none. Collective."""
     if run.frozen is None:
         return None
     frozen, micro = run.frozen, run.config.batch.micro_batch_size
@@ -94,7 +94,7 @@ def generator_metrics(answers: FloatArray, unigram_log_probs: FloatArray) -> dic
 
 
 def discriminator_metrics(judged: Judged) -> dict[str, float]:
-    """Loss, accuracy, precision, recall, AUC and average precision over real tokens, and over selected ones only."""
+    """Loss, accuracy, precision and recall over real tokens; AUC and AP over selected ones too."""
     logits, labels = judged.logits, judged.labels
     called = logits > 0
     hits = float((called & labels).sum())
@@ -170,7 +170,8 @@ def _generator_answers(batch: Batch, losses: Losses) -> Array:
 
 
 def _judge(batch: Batch, losses: Losses) -> Judged:
-    assert losses.discriminator_logits_BL is not None and losses.labels_BL is not None
+    assert losses.discriminator_logits_BL is not None
+    assert losses.labels_BL is not None
     real_BL = (
         torch.ones_like(losses.labels_BL)
         if batch.attention_mask_BL is None

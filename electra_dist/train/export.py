@@ -1,4 +1,4 @@
-"""From a checkpoint to a Hugging Face folder: the weights of any run, whatever its ranks and stage were."""
+"""From a checkpoint to a Hugging Face folder, whatever the run's ranks and stage were."""
 
 from __future__ import annotations
 
@@ -10,35 +10,49 @@ import torch
 from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.config import files
-from electra_dist.data.store import Corpus
+from electra_dist.data.store import Corpus, Packing
+from electra_dist.data.tokenize import tokenizer_sha256
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.resilience.resume import check_state
 
 
 def export_hf(checkpoint: Path, out: Path) -> Path:
     """Write the model of a checkpoint (or of a run's newest one) to `out` in Hugging Face format.
 
     Raises:
-        UserError: no such checkpoint, it does not verify, or the corpus of the run is not there.
+        UserError: no such checkpoint, it does not verify, or the run's corpus is not there any
+            more, or has been replaced by another.
     """
     info = resolve(checkpoint)
-    config = files.read_json(info.folder.parents[1] / "config.json")
+    config = files.read_json(info.folder.resolve().parents[1] / "config.json")
     assert config.data.corpus is not None  # a run cannot start without one
-    tokenizer = Corpus.open(config.data.corpus).tokenizer_path
+    corpus = Corpus.open(config.data.corpus)
+    _check_tokenizer(corpus)
+    packing = Packing.open(corpus, config.data.sequence_length, config.data.packing)
     model = JointElectra(replace(config, seed=0))
     try:
         with CheckpointReader(info.folder) as reader, torch.no_grad():
+            check_state(reader.state, files.fingerprint(config), packing.fingerprint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(reader.read_whole(name)))
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; export an older checkpoint of the run") from None
-    hub.export(model, tokenizer, out)
+    hub.export(model, corpus.tokenizer_path, out)
     return out
 
 
+def _check_tokenizer(corpus: Corpus) -> None:
+    path, recorded = corpus.tokenizer_path, corpus.manifest["tokenizer"]["sha256"]
+    if not path.is_file() or tokenizer_sha256(path) != recorded:
+        raise UserError(
+            f"{path} is not the tokenizer that the corpus was built with; copy the corpus again"
+        )
+
+
 def model_folder(path: Path) -> Path:
-    """A Hugging Face folder for `path`: itself, or the export of a run's newest checkpoint, made once.
+    """A Hugging Face folder: `path` itself, or the export of a run's newest checkpoint, made once.
 
     Raises:
         UserError: `path` is neither.

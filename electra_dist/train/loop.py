@@ -101,7 +101,7 @@ def learning_rate(run: Run) -> float:
 
 
 def agree(run: Run, local: LocalResult) -> StepResult:
-    """The one small all-reduce of a step: means, checksum and stop flags, equal on every rank afterwards.
+    """The one small all-reduce of a step: means, checksum and stop flags, equal on every rank.
 
     A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21
     ranks.

@@ -9,20 +9,23 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+import torch.distributed as dist
+
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import Superseded, UserError
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.runtime.collectives import leave
 from electra_dist.runtime.world import World
-from electra_dist.train.build import Joined, Run, assemble, join
+from electra_dist.train.build import Run, assemble
+from electra_dist.train.join import Joined, join
 from electra_dist.train.loop import train
 
 log = logging.getLogger(__name__)
 
 
 def pretrain(config: RunConfig, run_folder: Path) -> int:
-    """Start the run, or resume it where the folder holds a complete checkpoint; returns the exit code.
+    """Start the run, or resume it if the folder holds a checkpoint; returns the exit code.
 
     Raises:
         UserError: before any rank has met another. Later errors end the process without a
@@ -37,6 +40,8 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         reason = train(run)
         _finish(run, reason)
     except UserError as error:
+        if joined is None and not dist.is_initialized():
+            raise  # no rank has met another: nobody waits for this one
         if world.is_leader:
             print(f"electra-dist: {error}", file=sys.stderr)
         _leave(joined, run, "failed", 2)
@@ -73,7 +78,7 @@ def _finish(run: Run, reason: ExitReason) -> None:
 
 
 def _leave(joined: Joined | None, run: Run | None, reason: str, exit_code: int) -> NoReturn:
-    """End this process after an error: other ranks may be waiting in a collective that will never complete."""
+    """End this process after an error: others may wait in a collective that never completes."""
     if joined is not None and joined.groups.world.is_leader:
         newest = list_checkpoints(joined.attempt.run_folder)[-1:]
         joined.attempt.write_exit(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from electra_dist.runtime import collectives
 from electra_dist.runtime.collectives import (
     CollectiveError,
     ProcessGroups,
@@ -26,6 +27,8 @@ from electra_dist.runtime.collectives import (
 from electra_dist.runtime.world import World
 
 OVERALL_SECONDS = 60.0
+"""Only a rank that hangs, which is a bug, makes the scenarios take as long."""
+
 START_SECONDS = 40.0
 """Deadline of the start: 20 ranks start at once, on a machine that may be busy."""
 
@@ -59,36 +62,46 @@ def sleeper(groups: ProcessGroups) -> Any:
     return groups.control.all_reduce_sum([1.0], "step flags")
 
 
+def everybody_up_then(groups: ProcessGroups, rank: int, number: signal.Signals) -> None:
+    """Rank `rank` gets the signal once all ranks have left the start for certain."""
+    groups.control.barrier("up")
+    if groups.world.rank == rank:
+        time.sleep(1)
+        os.kill(os.getpid(), number)
+
+
 def killed(groups: ProcessGroups) -> Any:
-    if groups.world.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    everybody_up_then(groups, 1, signal.SIGKILL)
     groups.control.barrier("save")
 
 
 def host_killed(groups: ProcessGroups) -> Any:
-    if groups.world.rank == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    everybody_up_then(groups, 0, signal.SIGKILL)
     return groups.control.all_gather_objects(groups.world.rank, "gather")
 
 
 def host_stopped(groups: ProcessGroups) -> Any:
-    if groups.world.rank == 0:
-        os.kill(os.getpid(), signal.SIGSTOP)
+    everybody_up_then(groups, 0, signal.SIGSTOP)
     groups.control.barrier("evaluation")
 
 
 def lost_in_training(groups: ProcessGroups) -> Any:
     """A collective of another group fails, and the ranks ask who it was."""
-    if groups.world.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    everybody_up_then(groups, 1, signal.SIGKILL)
     try:
         dist.all_reduce(torch.ones(1))
     except RuntimeError as error:
         raise groups.control.failure("backward") from error
 
 
-def absent(_groups: ProcessGroups) -> Any:
-    raise AssertionError("a world with a missing rank has started")
+def does_not_start(groups: ProcessGroups) -> Any:
+    raise AssertionError(f"{groups.world} has started")
+
+
+def stop_here(*_: object) -> ProcessGroups:
+    """In place of the last phase of the start, in the process of one rank."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    raise AssertionError("a stopped process went on")
 
 
 SCENARIOS: dict[str, tuple[Callable[[ProcessGroups], Any], int, float]] = {
@@ -99,7 +112,8 @@ SCENARIOS: dict[str, tuple[Callable[[ProcessGroups], Any], int, float]] = {
     "host_killed": (host_killed, 2, NEVER),
     "host_stopped": (host_stopped, 2, 3.0),
     "lost_in_training": (lost_in_training, 2, NEVER),
-    "absent": (absent, 3, 5.0),
+    "absent": (does_not_start, 3, 5.0),
+    "stopped_at_start": (does_not_start, 2, 1.0),
 }
 """Name: (what each rank does, number of ranks, deadline in seconds)."""
 
@@ -107,7 +121,9 @@ SCENARIOS: dict[str, tuple[Callable[[ProcessGroups], Any], int, float]] = {
 def run_rank(folder: Path, name: str, world: World) -> int:
     body, _, timeout_seconds = SCENARIOS[name]
     try:
-        start_seconds = timeout_seconds if name == "absent" else START_SECONDS
+        start_seconds = timeout_seconds if body is does_not_start else START_SECONDS
+        if name == "stopped_at_start" and world.rank == 0:
+            collectives._make_groups = stop_here  # type: ignore[assignment]
         groups = start_process_group(world, timeout_seconds=start_seconds)
         groups.control.timeout_seconds = timeout_seconds
         seen = {"value": body(groups)}
@@ -137,6 +153,8 @@ def start_scenario(folder: Path, name: str) -> list[int]:
         pid = os.fork()
         if pid == 0:
             code = 3
+            errors = os.open(folder / f"{name}.{rank}.stderr", os.O_WRONLY | os.O_CREAT)
+            os.dup2(errors, 2)
             try:
                 code = run_rank(
                     folder,
@@ -164,8 +182,8 @@ def main(folder: Path) -> None:
     while pids and time.monotonic() < deadline:
         pids = [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0] == 0]
         time.sleep(0.05)
-        if len(pids) == 1 and len(list(folder.glob("host_stopped.*"))) == 1:
-            break  # The stopped rank itself, the only one that never ends.
+        if len(pids) == sum("stopped" in name for name in SCENARIOS):
+            break  # The stopped ranks, the only ones that never end.
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

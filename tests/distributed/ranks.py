@@ -1,4 +1,4 @@
-"""Run a function on several real gloo ranks, each a process of its own, and collect what it returns."""
+"""Run a function on several real gloo ranks, each a process, and collect what it returns."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def free_port() -> int:
 
 
 def run_ranks(
-    target: str, world_size: int, folder: Path, timeout_seconds: float = 240.0, **arguments: Any
+    target: str, world_size: int, logs: Path, timeout_seconds: float = 240.0, **arguments: Any
 ) -> list[Any]:
-    """Call `module:function(world, **arguments)` on `world_size` ranks; returns their JSON results in rank order.
+    """Call `module:function(groups, **arguments)` on real ranks; their JSON results by rank.
 
     A rank that fails makes the test fail with the end of its output.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     base = {
         **os.environ,
         "WORLD_SIZE": str(world_size),
@@ -39,8 +39,8 @@ def run_ranks(
     }
     children = []
     for rank in range(world_size):
-        log = (folder / f"rank_{rank}.log").open("wb")
-        result = folder / f"rank_{rank}.json"
+        log = (logs / f"rank_{rank}.log").open("wb")
+        result = logs / f"rank_{rank}.json"
         command = [sys.executable, "-m", "tests.distributed.ranks", target, str(result)]
         command.append(json.dumps(arguments))
         environment = {**base, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -56,9 +56,9 @@ def run_ranks(
             child.wait()
     for rank, code in enumerate(codes):
         if code:
-            text = (folder / f"rank_{rank}.log").read_text(errors="replace")
+            text = (logs / f"rank_{rank}.log").read_text(errors="replace")
             raise AssertionError(f"rank {rank} of {target} ended with {code}:\n{text[-4000:]}")
-    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world_size)]
+    return [json.loads((logs / f"rank_{rank}.json").read_text()) for rank in range(world_size)]
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     world = World.from_environment(os.environ)
     groups = start_process_group(world, timeout_seconds=120.0, always=True)
     function = getattr(importlib.import_module(module_name), function_name)
-    result = function(world, **json.loads(arguments))
+    result = function(groups, **json.loads(arguments))
     Path(result_path).write_text(json.dumps(result))
     groups.shutdown(graceful=True)
 

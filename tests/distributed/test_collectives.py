@@ -27,6 +27,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     for path in folder.glob("*.json"):
         scenario, rank, _ = path.name.split(".")
         found.setdefault(scenario, {})[int(rank)] = json.loads(path.read_text())
+    stderr = (folder / "stopped_at_start.1.stderr").read_text()
+    found["stopped_at_start"] = {1: {"stderr": stderr}}
     return found
 
 
@@ -84,6 +86,11 @@ def test_a_rank_that_never_started_is_named_by_the_others(seen: Seen) -> None:
     for saw in seen["absent"].values():
         assert (saw["error"], saw["missing"]) == ("CollectiveTimeout", [1])
         assert saw["message"] == "rank 1 of 3 did not start in 5 s."
+
+
+def test_a_start_does_not_wait_for_ever_for_a_stopped_host(seen: Seen) -> None:
+    words = "rank 0, which hosts the store at 127.0.0.1:"
+    assert words in seen["stopped_at_start"][1]["stderr"]
 
 
 def test_the_selftest_of_a_single_process_says_ok() -> None:

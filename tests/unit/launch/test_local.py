@@ -14,7 +14,7 @@ import pytest
 
 from electra_dist.launch.local import run_ranks
 
-HELPERS = """
+PRELUDE = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 rank, run = int(os.environ["RANK"]), Path(sys.argv[1])
@@ -41,7 +41,7 @@ def on(*numbers):
 
 
 def command(run: Path, program: str) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", HELPERS + program, str(run)]
+    return [sys.executable, "-I", "-S", "-c", PRELUDE + program, str(run)]
 
 
 def ranks(

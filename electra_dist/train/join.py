@@ -1,0 +1,106 @@
+"""Before anything heavy is built: check what a rank can check alone, and meet the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from electra_dist.config.schema import RunConfig
+from electra_dist.data.frozen import read_frozen
+from electra_dist.data.store import Corpus, Packing
+from electra_dist.data.stream import passes
+from electra_dist.engine.ds_config import check_deepspeed_config
+from electra_dist.errors import UserError
+from electra_dist.model.objectives import objective_named
+from electra_dist.resilience.preempt import StopSignals
+from electra_dist.resilience.resume import resumed_config
+from electra_dist.runtime.attempt import Attempt
+from electra_dist.runtime.collectives import ProcessGroups, start_process_group
+from electra_dist.runtime.control import Control
+from electra_dist.runtime.logs import setup_logging
+from electra_dist.runtime.world import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A rank that has met the others and shares an attempt with them."""
+
+    config: RunConfig
+    corpus: Corpus
+    groups: ProcessGroups
+    attempt: Attempt
+    stop_signals: StopSignals
+
+
+def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
+    """Check what a rank can check alone, meet the others, claim an attempt. Collective.
+
+    Raises:
+        UserError: config, corpus or run folder do not fit.
+        CollectiveError: a rank did not come.
+    """
+    stop_signals = StopSignals()
+    stop_signals.install()
+    world = World.from_environment(environ)
+    config, corpus = resolve_config(config, run_folder, world)
+    torch.set_num_threads(config.engine.threads_per_rank or 1)
+    if config.engine.deterministic:
+        torch.use_deterministic_algorithms(True)
+    groups = start_process_group(
+        world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
+    )
+    attempt = _claim(run_folder, groups.control)
+    setup_logging(world, attempt.folder)
+    return Joined(
+        config=config, corpus=corpus, groups=groups, attempt=attempt, stop_signals=stop_signals
+    )
+
+
+def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[RunConfig, Corpus]:
+    """What can be checked before ranks meet and a folder is made: config, corpus, packing, run.
+
+    Raises:
+        UserError: any of these does not fit.
+    """
+    if config.data.corpus is None:
+        raise UserError(
+            "data.corpus is not set; give --data.corpus CORPUS, "
+            "a folder made by `electra-dist corpus build`"
+        )
+    objective_named(config.objective.name)
+    passes(world.rank, world.world_size, config.batch.num_micro_batches)
+    check_deepspeed_config(config)
+    corpus = Corpus.open(config.data.corpus)
+    if config.model.vocab_size not in (None, corpus.vocab_size):
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size}, but the corpus {corpus.folder} has "
+            f"{corpus.vocab_size} tokens; leave model.vocab_size out, "
+            "or build the corpus with the other tokenizer"
+        )
+    config = replace(config, model=replace(config.model, vocab_size=corpus.vocab_size))
+    config = resumed_config(config, run_folder)
+    packing = Packing.open(corpus, config.data.sequence_length, config.data.packing)
+    read_frozen(packing, config.objective.mask_prob)
+    threads = config.engine.threads_per_rank or max(
+        1, (os.cpu_count() or 1) // world.local_world_size
+    )
+    return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpus
+
+
+def _claim(run_folder: Path, control: Control) -> Attempt:
+    """Rank 0 claims the next attempt and removes an old STOP file; all ranks learn the number."""
+    number, problem = 0, None
+    if control.rank == 0:
+        try:
+            number = Attempt.claim(run_folder).number
+            (run_folder / "STOP").unlink(missing_ok=True)
+        except UserError as error:
+            problem = str(error)
+    number, problem = control.broadcast_json([number, problem], name="claim of the attempt")
+    if problem:
+        raise UserError(problem)
+    return Attempt.join(run_folder, number)

@@ -1,0 +1,106 @@
+"""What the ranks of the resume tests do: whole runs, several of them in one process group."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from electra_dist.config import files
+from electra_dist.config.schema import RunConfig
+from electra_dist.resilience.guard import ExitReason
+from electra_dist.resilience.preempt import StopSignals
+from electra_dist.runtime.attempt import Attempt
+from electra_dist.runtime.collectives import ProcessGroups
+from electra_dist.train import loop
+from electra_dist.train.build import Run, assemble
+from electra_dist.train.join import Joined, resolve_config
+
+NUM_STEPS = 40
+STOP_AT = 19
+
+
+def small_run(corpus: str, engine: Mapping[str, Any]) -> RunConfig:
+    """40 steps of a small model: dropout 0.1, sampling, 4 micro-batches a step."""
+    values = {
+        "--data.corpus": corpus,
+        "--data.sequence_length": 32,
+        "--model.num_layers": 2,
+        "--model.generator_num_layers": 2,
+        "--batch.global_batch_size": 8,
+        "--batch.micro_batch_size": 2,
+        "--schedule.num_steps": NUM_STEPS,
+        "--schedule.warmup_steps": 5,
+        "--engine.threads_per_rank": 1,
+        "--checkpoint.every_steps": 15,
+        "--metrics.log_every": 1,
+        "--metrics.eval_every": 10,
+        "--metrics.eval_num_samples": 8,
+        **{f"--engine.{name}": value for name, value in engine.items()},
+    }
+    words = [word for name, value in values.items() for word in (name, str(value))]
+    return files.load(None, [*words, "--metrics.no-tensorboard"], recipe="tiny")
+
+
+def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | None) -> str:
+    """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
+    signals = StopSignals()
+    signals.install()
+    config, corpus = resolve_config(config, folder, groups.world)
+    number = Attempt.claim(folder).number if groups.world.is_leader else 0
+    number = groups.control.broadcast_json(number)
+    joined = Joined(
+        config=config,
+        corpus=corpus,
+        groups=groups,
+        attempt=Attempt.join(folder, number),
+        stop_signals=signals,
+    )
+    run = assemble(joined)
+    reason = train_until(run, stop_at)
+    run.stream.close()
+    run.engine.close()
+    return reason.value
+
+
+def train_until(run: Run, stop_at: int | None) -> ExitReason:
+    """`loop.train`, with a SIGTERM to the last rank's own process when it starts step `stop_at`."""
+    fetch = run.stream.micro_batches
+
+    def fetch_and_signal(step: int, first_position: int) -> Any:
+        if step == stop_at and run.world.rank == run.world.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fetch(step, first_position)
+
+    run.stream.micro_batches = fetch_and_signal  # type: ignore[method-assign]
+    return loop.train(run)
+
+
+def calm_and_stopped(
+    groups: ProcessGroups, corpus: str, folder: str, engines: list[dict[str, Any]]
+) -> list[list[str]]:
+    """For each engine: one run in one life, and one that is stopped at about half and resumed."""
+    reasons = []
+    for number, engine in enumerate(engines):
+        config = small_run(corpus, engine)
+        calm, broken = Path(folder) / f"calm_{number}", Path(folder) / f"broken_{number}"
+        reasons.append(
+            [
+                live(groups, config, calm, None),
+                live(groups, config, broken, STOP_AT),
+                live(groups, config, broken, None),
+            ]
+        )
+    return reasons
+
+
+def one_life(
+    groups: ProcessGroups, corpus: str, folder: str, engine: dict[str, Any], stop_step: int
+) -> str:
+    """One life of a run to `stop_step`."""
+    config = small_run(corpus, engine)
+    config = replace(config, schedule=replace(config.schedule, stop_step=stop_step))
+    return live(groups, config, Path(folder), None)

@@ -1,0 +1,391 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from electra_dist.config import files, schema
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import RunConfig
+from electra_dist.errors import UserError
+
+
+def positive(largest: int) -> st.SearchStrategy[int]:
+    return st.integers(1, largest)
+
+
+def rates(low: float = 1e-12, high: float = 1e3) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False)
+
+
+SHARES = st.floats(0.0, 0.999)
+WIDTHS = st.one_of(st.integers(1, 64), st.integers(2, 16).map(lambda n: 64 * n))
+TEXTS = st.none() | st.text(max_size=8)
+MODELS = st.builds(
+    schema.ModelConfig,
+    num_layers=positive(48),
+    hidden_size=WIDTHS,
+    embedding_size=positive(1024),
+    generator_num_layers=positive(48),
+    generator_hidden_size=WIDTHS,
+    vocab_size=st.none() | positive(10**6),
+    max_position_embeddings=st.integers(512, 4096),
+    type_vocab_size=positive(4),
+    hidden_dropout=SHARES,
+    attention_dropout=SHARES,
+    layer_norm_eps=rates(),
+    initializer_range=rates(),
+)
+OBJECTIVES = st.builds(
+    schema.ObjectiveConfig,
+    name=st.sampled_from(["electra", "mlm"]),
+    mask_prob=st.floats(0.01, 0.9),
+    gen_weight=rates(0.0),
+    disc_weight=rates(0.0),
+    temperature=rates(),
+)
+DATA = st.builds(
+    schema.DataConfig,
+    corpus=TEXTS,
+    sequence_length=st.integers(8, 512),
+    packing=st.sampled_from(["full", "google"]),
+    shuffle_block_size=positive(10**6),
+    shuffle_window_blocks=positive(10**6),
+    prefetch_steps=st.integers(0, 100),
+)
+BATCHES = st.tuples(positive(64), positive(64)).map(
+    lambda sizes: schema.BatchConfig(
+        global_batch_size=sizes[0] * sizes[1], micro_batch_size=sizes[0]
+    )
+)
+SCHEDULES = st.builds(
+    schema.ScheduleConfig,
+    num_steps=st.integers(100, 10**7),
+    warmup_steps=st.integers(0, 99),
+    power=rates(),
+    stop_step=st.none() | positive(10**7),
+)
+ENGINES = st.one_of(
+    st.builds(
+        schema.EngineConfig,
+        kind=st.just("deepspeed"),
+        zero_stage=st.sampled_from([1, 2, 3]),
+        precision=st.sampled_from(["fp32", "bf16"]),
+        deepspeed_config=TEXTS,
+        threads_per_rank=st.none() | positive(256),
+        timeout_seconds=rates(),
+        deterministic=st.booleans(),
+    ),
+    st.builds(schema.EngineConfig, kind=st.just("reference"), zero_stage=st.just(0)),
+)
+CONFIGS = st.builds(
+    RunConfig,
+    recipe=st.sampled_from(list(RECIPES)),
+    seed=st.integers(0, 2**63 - 1),
+    model=MODELS,
+    objective=OBJECTIVES,
+    data=DATA,
+    batch=BATCHES,
+    optim=st.builds(schema.OptimConfig, learning_rate=rates(), beta1=SHARES, eps=rates()),
+    schedule=SCHEDULES,
+    engine=ENGINES,
+    checkpoint=st.builds(
+        schema.CheckpointConfig, every_steps=positive(10**6), keep_last=positive(100)
+    ),
+    resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
+    metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
+)
+
+
+@given(CONFIGS)
+@settings(max_examples=60, deadline=None)
+def test_json_reads_back_to_the_same_value_and_the_same_types(config: RunConfig) -> None:
+    text = files.to_json(config)
+    read = files.from_dict(json.loads(text))
+    assert read == config
+    assert files.to_json(read) == text
+    assert files.fingerprint(read) == files.fingerprint(config)
+    before, after = files.flatten(config), files.flatten(read)
+    assert [type(value) for value in before.values()] == [type(v) for v in after.values()]
+
+
+@given(CONFIGS, CONFIGS)
+@settings(max_examples=40, deadline=None)
+def test_differences_name_what_changed_and_nothing_else(old: RunConfig, new: RunConfig) -> None:
+    before, after = files.flatten(old), files.flatten(new)
+    expected = [f"{n}: {before[n]!r} -> {after[n]!r}" for n in before if before[n] != after[n]]
+    assert files.differences(old, new) == expected
+    assert files.differences(old, old) == []
+    forbidden = files.forbidden_differences(old, new)
+    assert set(forbidden) <= set(expected)
+    assert bool(forbidden) == (files.fingerprint(old) != files.fingerprint(new))
+
+
+def write(tmp_path: Path, text: str, name: str = "run.toml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_the_command_line_is_stronger_than_the_file_and_the_file_than_the_recipe(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path,
+        'recipe = "base"\nseed = 3\n[batch]\nmicro_batch_size = 16\n[optim]\nlearning_rate = 1\n',
+    )
+    base = RECIPES["base"]()
+    run = files.load(path)
+    assert run.batch == replace(base.batch, micro_batch_size=16)
+    assert (run.seed, run.optim.learning_rate, run.optim.beta1) == (3, 1.0, 0.9)
+    assert type(run.optim.learning_rate) is float
+    assert run.model == base.model
+    run = files.load(path, ["--batch.micro-batch-size", "4", "--seed", "9"])
+    assert (run.batch.micro_batch_size, run.batch.global_batch_size, run.seed) == (4, 256, 9)
+    # --recipe is stronger than the file's own, and the file's fields stay over it.
+    run = files.load(path, recipe="large")
+    assert run.model == RECIPES["large"]().model
+    assert (run.recipe, run.batch.micro_batch_size, run.seed) == ("large", 16, 3)
+
+
+def test_without_a_file_or_a_recipe_it_is_small() -> None:
+    assert files.load(None) == RECIPES["small"]()
+    assert files.load(None, recipe="tiny") == RECIPES["tiny"]()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--batch.micro_batch_size", "8"],
+        ["--batch.micro-batch-size", "8"],
+        ["--batch.micro-batch-size=8"],
+        ["--batch.micro_batch_size=8"],
+        ["--batch.micro_batch-size", "8"],
+    ],
+)
+def test_options_may_be_spelled_with_dash_underscore_and_equals(words: list[str]) -> None:
+    run = files.load(None, words, recipe="small")
+    assert files.differences(RunConfig(), run) == ["batch.micro_batch_size: 32 -> 8"]
+
+
+def test_options_of_every_type_are_read() -> None:
+    words = [
+        "--optim.learning-rate=1e-4",
+        "--model.vocab_size",
+        "8192",
+        "--engine.zero-stage",
+        "3",
+        "--engine.kind=deepspeed",
+        "--data.corpus",
+        "a folder/corpus",
+        "--metrics.no-tensorboard",
+        "--schedule.stop_step=50",
+        "--engine.deterministic",
+    ]
+    assert files.differences(RunConfig(), files.load(None, words)) == [
+        "model.vocab_size: None -> 8192",
+        "data.corpus: None -> 'a folder/corpus'",
+        "optim.learning_rate: 0.0005 -> 0.0001",
+        "schedule.stop_step: None -> 50",
+        "engine.zero_stage: 2 -> 3",
+        "engine.deterministic: False -> True",
+        "metrics.tensorboard: True -> False",
+    ]
+    unset = files.load(None, ["--model.vocab-size", "None"], recipe="tiny")
+    assert unset.model.vocab_size is None
+
+
+def test_options_that_need_each_other_are_applied_together() -> None:
+    run = files.load(None, ["--batch.global_batch_size", "30", "--batch.micro_batch_size", "10"])
+    assert (run.batch.global_batch_size, run.batch.micro_batch_size) == (30, 10)
+
+
+def test_flags_are_known_from_options_with_a_value() -> None:
+    assert files.is_flag("--metrics.tensorboard")
+    assert files.is_flag("--metrics.no-tensorboard")
+    assert files.is_flag("--engine.deterministic")
+    assert not files.is_flag("--batch.micro-batch-size")
+    assert not files.is_flag("--data.corpus")
+
+
+BAD_TOML = [
+    (
+        "[batch]\nmicro_batchsize = 8",
+        r"batch\.micro_batchsize; did you mean batch\.micro_batch_size\?",
+    ),
+    ("[bach]\nmicro_batch_size = 8", r"unknown key bach; did you mean batch\?"),
+    ("zzz = 1", "unknown key zzz; known are .*seed"),
+    ("batch = 3", r"batch = 3 must be a section; write \[batch\]"),
+    ('[batch]\nmicro_batch_size = "8"', r"batch\.micro_batch_size = '8' .*must be int"),
+    ("[batch]\nmicro_batch_size = 8.0", r"batch\.micro_batch_size = 8\.0 .*must be int"),
+    ("[batch]\nmicro_batch_size = true", r"batch\.micro_batch_size = True .*must be int"),
+    ("seed = true", "seed = True .*must be int"),
+    ("[metrics]\ntensorboard = 1", r"metrics\.tensorboard = 1 .*must be bool"),
+    ("[optim]\nlearning_rate = [1.0]", r"optim\.learning_rate = \[1\.0\] .*must be float"),
+    ("[engine]\nzero_stage = 4", r"engine\.zero_stage = 4 .*must be one of 0, 1, 2, 3"),
+    ("[engine]\nzero_stage = true", r"engine\.zero_stage = True .*must be one of 0, 1, 2, 3"),
+    ('[engine]\nkind = "horovod"', r"engine\.kind = 'horovod' .*one of deepspeed, reference"),
+    ("[model]\nvocab_size = 1.5", r"model\.vocab_size = 1\.5 .*must be int or None"),
+    ('recipe = "huge"', "recipe = 'huge' is unknown; choose one of tiny, small"),
+    ('recipe = ["tiny"]', r"recipe = \['tiny'\] is unknown; choose one of"),
+    ("[optim]\nlearning_rate = inf", r"optim\.learning_rate = inf"),
+    ("[batch", "not a readable TOML file"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_TOML)
+def test_a_mistake_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        files.load(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+BAD_OPTIONS = [
+    (
+        ["--batch.micro_batchsize", "8"],
+        r"unknown option --batch\.micro_batchsize; did you mean --batch\.micro_batch_size\?",
+    ),
+    (["--batch", "8"], "unknown option --batch; known are "),
+    (["8"], "unexpected word '8'"),
+    (["--seed"], "--seed: does not fit; the value must be int"),
+    (["--seed", "1.5"], r"--seed 1\.5: does not fit; the value must be int"),
+    (["--seed", "1", "2"], "--seed 1 2: does not fit"),
+    (
+        ["--engine.zero-stage=4"],
+        "--engine.zero-stage=4: does not fit; the value must be one of 0, 1",
+    ),
+    (
+        ["--data.corpus", "--seed", "3"],
+        r"--data\.corpus: does not fit; the value must be str or None",
+    ),
+    (["--metrics.tensorboard", "False"], r"takes no value: write .*--metrics\.no_tensorboard"),
+    (["--optim.learning_rate", "-1"], r"optim\.learning_rate = -1\.0: must be above 0"),
+    (["--batch.micro_batch_size", "10"], r"set batch\.micro_batch_size to 8"),
+    # The first two fit only together; the third is to blame.
+    (
+        ["--batch.global_batch_size=30", "--batch.micro_batch_size=10", "--optim.beta1", "abc"],
+        r"--optim\.beta1 abc: does not fit; the value must be float",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_OPTIONS)
+def test_a_mistake_in_an_option_is_named(
+    words: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        files.load(None, words)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # the parser's own panel stays unseen
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.toml does not exist; .*--recipe NAME"):
+        files.load(tmp_path / "nowhere.toml")
+    with pytest.raises(UserError, match="not a readable TOML file"):
+        files.load(tmp_path)
+
+
+def test_the_config_of_a_run_is_read_whole(tmp_path: Path) -> None:
+    config = files.load(None, ["--seed", "4", "--data.corpus", "x"], recipe="tiny")
+    path = write(tmp_path, files.to_json(config), "config.json")
+    assert files.load(path) == config
+    assert files.load(path, ["--seed", "5"]) == replace(config, seed=5)
+    with pytest.raises(UserError, match=r"--recipe base would change nothing.*leave --recipe out"):
+        files.load(path, recipe="base")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", "{", '{"batch": 3}', '{"model": null}', '{"a": 1}']
+)
+def test_a_damaged_config_json_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        files.load(write(tmp_path, text, "config.json"))
+
+
+# Another possible value for every knob of the small recipe; a new knob needs one too.
+OTHER: dict[str, Any] = {
+    "recipe": "tiny",
+    "seed": 1,
+    "model.num_layers": 6,
+    "model.hidden_size": 128,
+    "model.embedding_size": 64,
+    "model.generator_num_layers": 6,
+    "model.generator_hidden_size": 128,
+    "model.vocab_size": 100,
+    "model.max_position_embeddings": 1024,
+    "model.type_vocab_size": 3,
+    "model.hidden_dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "model.layer_norm_eps": 1e-6,
+    "model.initializer_range": 0.1,
+    "objective.name": "mlm",
+    "objective.mask_prob": 0.25,
+    "objective.gen_weight": 2.0,
+    "objective.disc_weight": 10.0,
+    "objective.temperature": 2.0,
+    "data.corpus": "elsewhere",
+    "data.sequence_length": 64,
+    "data.packing": "google",
+    "data.shuffle_block_size": 8,
+    "data.shuffle_window_blocks": 8,
+    "data.prefetch_steps": 0,
+    "batch.global_batch_size": 64,
+    "batch.micro_batch_size": 16,
+    "optim.learning_rate": 1e-4,
+    "optim.beta1": 0.8,
+    "optim.beta2": 0.98,
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0.0,
+    "optim.clip_norm": 2.0,
+    "schedule.num_steps": 20_000,
+    "schedule.warmup_steps": 1,
+    "schedule.power": 2.0,
+    "schedule.stop_step": 5,
+    "engine.kind": "reference",
+    "engine.zero_stage": 3,
+    "engine.precision": "bf16",
+    "engine.deepspeed_config": "zero.json",
+    "engine.threads_per_rank": 2,
+    "engine.timeout_seconds": 5.0,
+    "engine.deterministic": True,
+    "checkpoint.every_steps": 7,
+    "checkpoint.keep_last": 1,
+    "resilience.commit_timeout_seconds": 5.0,
+    "metrics.log_every": 1,
+    "metrics.eval_every": 5,
+    "metrics.eval_num_samples": 8,
+    "metrics.tensorboard": False,
+}
+# What a resume may change: where data lies, who computes it, when it is saved and measured.
+MAY_CHANGE = {"recipe", "data.corpus", "data.prefetch_steps", "schedule.stop_step"} | {
+    name
+    for name in OTHER
+    if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+}
+
+
+def test_every_knob_has_another_value_here() -> None:
+    assert OTHER.keys() == files.flatten(RunConfig()).keys()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_resume_may_change_what_decides_no_number(name: str) -> None:
+    section, _, field = name.rpartition(".")
+    values = {section: {field: OTHER[name]}} if section else {field: OTHER[name]}
+    changed = files.from_dict(values)
+    assert files.differences(RunConfig(), changed) == [
+        f"{name}: {files.flatten(RunConfig())[name]!r} -> {OTHER[name]!r}"
+    ]
+    may_change = name in MAY_CHANGE
+    assert (files.forbidden_differences(RunConfig(), changed) == []) == may_change
+    assert (files.fingerprint(changed) == files.fingerprint(RunConfig())) == may_change
+
+
+def test_every_resumable_name_is_a_knob_or_a_section() -> None:
+    flat = files.flatten(RunConfig())
+    for name in files.RESUMABLE_FIELDS:
+        assert name in flat or any(knob.startswith(f"{name}.") for knob in flat)

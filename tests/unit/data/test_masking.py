@@ -1,0 +1,168 @@
+import struct
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, chisquare
+
+from electra_dist.data.masking import MaskRule, Masks, mask_rows, num_selected
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+NEVER = (CLS, SEP, MASK)
+
+
+def rule(mask_prob: float = 0.15, max_masked: int = 8, seed: int = 7) -> MaskRule:
+    return MaskRule(
+        seed=seed, mask_prob=mask_prob, max_masked=max_masked, mask_id=MASK, never=NEVER
+    )
+
+
+def row(num_tokens: int, length: int) -> list[int]:
+    """[CLS] words [SEP] and padding; every word is another one."""
+    return [CLS, *range(10, 8 + num_tokens), SEP] + [PAD] * (length - num_tokens)
+
+
+def same_rows(num_rows: int, num_tokens: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([row(num_tokens, length)] * num_rows), np.full(num_rows, num_tokens)
+
+
+def used(masks: Masks, index: int) -> list[int]:
+    return masks.positions_BN[index][masks.weights_BN[index] > 0].tolist()
+
+
+def in_float32(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
+
+
+@pytest.mark.parametrize("mask_prob", [0.15, 0.25, 0.4])
+def test_the_count_is_p_times_n_rounded_half_to_even(mask_prob: float) -> None:
+    lengths = list(range(2, 513))
+    # As google-research/electra multiplies: a float32 with a float32, so 0.15 x 190 is a little
+    # over 28.5. The product of 24 and 9 bits is exact in the float64 that is rounded here.
+    products = [in_float32(in_float32(mask_prob) * n) for n in lengths]
+    expected = [max(1, min(79, round(product))) for product in products]
+    assert num_selected(np.array(lengths), mask_prob, 79).tolist() == expected
+
+
+def test_the_count_at_length_128_is_that_of_exact_arithmetic() -> None:
+    for mask_prob in ("0.15", "0.25"):
+        expected = [max(1, min(19, round(Fraction(mask_prob) * n))) for n in range(2, 129)]
+        assert num_selected(np.arange(2, 129), float(mask_prob), 19).tolist() == expected
+    # The halves that the two ways of rounding disagree on: 4.5 and 7.5.
+    assert num_selected(np.array([30, 50]), 0.15, 79).tolist() == [4, 8]
+
+
+ROWS = st.integers(3, 40).flatmap(
+    lambda length: st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 9), min_size=length, max_size=length),
+            st.integers(2, length),
+            st.integers(0, 2**40),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+
+
+@given(ROWS, st.floats(0.01, 0.99), st.integers(1, 12), st.integers(0, 2**63 - 1))
+@settings(max_examples=150, deadline=None)
+def test_what_is_masked_obeys_every_rule(
+    rows: list[tuple[list[int], int, int]], mask_prob: float, max_masked: int, seed: int
+) -> None:
+    ids, num_tokens, positions = (np.array(column) for column in zip(*rows, strict=True))
+    original = ids.copy()
+    masks = mask_rows(ids, num_tokens, positions, rule(mask_prob, max_masked, seed))
+    np.testing.assert_array_equal(ids, original)
+    counts = num_selected(num_tokens, mask_prob, min(max_masked, ids.shape[1]))
+    assert masks.positions_BN.shape == (len(ids), min(max_masked, ids.shape[1]))
+    for index, tokens in enumerate(ids.tolist()):
+        candidates = [i for i in range(num_tokens[index]) if tokens[i] not in NEVER]
+        chosen = used(masks, index)
+        # A fixed count, without replacement, of candidates; fewer only where there are fewer.
+        assert len(chosen) == min(counts[index], len(candidates))
+        assert len(set(chosen)) == len(chosen)
+        assert set(chosen) <= set(candidates)
+        assert masks.weights_BN[index].tolist() == sorted(masks.weights_BN[index], reverse=True)
+        assert masks.positions_BN[index, len(chosen) :].tolist() == [0] * (
+            masks.positions_BN.shape[1] - len(chosen)
+        )
+        # A selected token is [MASK] or what it was, never a random one; nothing else changes.
+        for place, (before, after) in enumerate(
+            zip(tokens, masks.masked_ids_BL[index].tolist(), strict=True)
+        ):
+            assert after == before or (place in chosen and after == MASK)
+
+
+def test_unknown_words_may_be_masked() -> None:
+    ids = np.array([[CLS, UNK, SEP]])
+    assert used(mask_rows(ids, np.array([3]), np.array([0]), rule()), 0) == [1]
+
+
+def test_rows_with_few_candidates_use_fewer_slots() -> None:
+    ids = np.array([[CLS, MASK, 11, SEP, PAD], [CLS, SEP, SEP, SEP, SEP], row(5, 5)])
+    masks = mask_rows(ids, np.array([4, 5, 5]), np.arange(3), rule(0.6, 4))
+    assert [len(used(masks, i)) for i in range(3)] == [1, 0, 3]
+    assert used(masks, 0) == [2]
+    np.testing.assert_array_equal(masks.masked_ids_BL[1], ids[1])
+
+
+def test_85_of_100_selected_become_mask_and_the_rest_stay() -> None:
+    ids, num_tokens = same_rows(6000, 42, 48)
+    masks = mask_rows(ids, num_tokens, np.arange(6000), rule())
+    became = np.take_along_axis(masks.masked_ids_BL, masks.positions_BN, 1) == MASK
+    selected = masks.weights_BN > 0
+    assert selected.sum(axis=1).tolist() == [6] * 6000
+    assert binomtest(int(became[selected].sum()), int(selected.sum()), 0.85).pvalue > 1e-4
+    # Drawn for each position by itself, whatever its slot: no slot is masked more than another ...
+    by_slot = became[:, :6].sum(axis=0)
+    assert chisquare(by_slot).pvalue > 1e-4
+    # ... and the number of kept ones in a row spreads as that of independent draws.
+    kept = 6 - became[:, :6].sum(axis=1)
+    assert abs(kept.var() / (6 * 0.85 * 0.15) - 1) < 0.1
+
+
+def test_positions_and_pairs_of_positions_are_uniform_over_the_candidates() -> None:
+    ids, num_tokens = same_rows(9000, 14, 16)
+    ids[:, 5] = SEP
+    masks = mask_rows(ids, num_tokens, np.arange(9000) + 10**12, rule(0.15, 2))
+    candidates = [p for p in range(1, 13) if p != 5]
+    chosen = masks.positions_BN[:, :2]
+    counts = np.bincount(chosen.ravel(), minlength=16)
+    assert counts[candidates].sum() == 18000
+    assert chisquare(counts[candidates]).pvalue > 1e-4
+    # Ordered pairs: slots are in random order too, so that a cut at N is as uniform as the draw.
+    pairs = np.bincount(chosen[:, 0] * 16 + chosen[:, 1], minlength=256).reshape(16, 16)
+    off_diagonal = [pairs[a, b] for a in candidates for b in candidates if a != b]
+    assert chisquare(off_diagonal).pvalue > 1e-4
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_masks_depend_on_seed_and_position_only(data: st.DataObject) -> None:
+    ids = np.array([row(n, 24) for n in (24, 12, 20, 7, 24, 16)])
+    num_tokens = np.array([24, 12, 20, 7, 24, 16])
+    positions = np.array(data.draw(st.lists(st.integers(0, 2**50), min_size=6, max_size=6)))
+    whole = mask_rows(ids, num_tokens, positions, rule(0.3))
+    picked = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
+    part = mask_rows(ids[picked], num_tokens[picked], positions[picked], rule(0.3))
+    for all_rows, some_rows in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(all_rows[picked], some_rows)
+
+
+def test_other_positions_and_other_seeds_give_other_masks() -> None:
+    ids, num_tokens = same_rows(200, 128, 128)
+    drawn = [
+        tuple(positions)
+        for seed in range(5)
+        for positions in mask_rows(
+            ids, num_tokens, np.arange(200), rule(max_masked=19, seed=seed)
+        ).positions_BN.tolist()
+    ]
+    assert len(set(drawn)) == 1000
+    # Neighbouring rows share 19 x 19 / 126 = 2.87 of their positions, as unrelated ones do.
+    shared = [len(set(a) & set(b)) for a, b in pairwise(drawn)]
+    assert abs(np.mean(shared) - 19 * 19 / 126) < 0.25

@@ -1,0 +1,198 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from electra_dist.config.schema import BatchConfig, DataConfig, ObjectiveConfig, RunConfig
+from electra_dist.data.masking import MaskRule, mask_rows
+from electra_dist.data.order import Order
+from electra_dist.data.rows import RowReader
+from electra_dist.data.store import Corpus, Packing
+from electra_dist.data.stream import CorpusStream, MicroBatch, passes
+from electra_dist.errors import UserError
+from tests.unit.data.conftest import LENGTH
+
+GLOBAL = 24
+ARRAYS = (
+    "input_ids_BL",
+    "masked_ids_BL",
+    "token_type_ids_BL",
+    "num_tokens_B",
+    "masked_positions_BN",
+    "masked_weights_BN",
+)
+
+Open = Callable[..., CorpusStream]
+
+
+def config(micro: int = 4, prefetch: int = 0, length: int = LENGTH, seed: int = 5) -> RunConfig:
+    return RunConfig(
+        seed=seed,
+        objective=ObjectiveConfig(mask_prob=0.2),
+        data=DataConfig(
+            sequence_length=length,
+            shuffle_block_size=16,
+            shuffle_window_blocks=4,
+            prefetch_steps=prefetch,
+        ),
+        batch=BatchConfig(global_batch_size=GLOBAL, micro_batch_size=micro),
+    )
+
+
+@pytest.fixture
+def opened(corpus: Corpus) -> Iterator[Open]:
+    """Opens streams and closes them when the test ends."""
+    streams = []
+
+    def open_one(rank: int = 0, world_size: int = 1, **options: int) -> CorpusStream:
+        streams.append(CorpusStream(config(**options), corpus, rank, world_size))
+        return streams[-1]
+
+    yield open_one
+    for stream in streams:
+        stream.close()
+
+
+def identical(one: MicroBatch, other: MicroBatch) -> bool:
+    return (one.step, one.index, one.checksum) == (other.step, other.index, other.checksum) and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ARRAYS
+    )
+
+
+def rows_of(micro_batches: list[MicroBatch]) -> dict[str, np.ndarray]:
+    return {
+        name: np.concatenate([getattr(batch, name) for batch in micro_batches]) for name in ARRAYS
+    }
+
+
+@given(
+    world_size=st.integers(1, 8),
+    micro=st.sampled_from([1, 2, 3, 4, 6, 8]),
+    step=st.integers(0, 10**6),
+    skipped=st.integers(0, 1000),
+)
+@settings(max_examples=50, deadline=None)
+def test_all_world_and_micro_batch_sizes_train_on_the_same_rows(
+    corpus: Corpus, world_size: int, micro: int, step: int, skipped: int
+) -> None:
+    num_micro_batches = GLOBAL // micro
+    if world_size > num_micro_batches:
+        return
+    position = step * GLOBAL + skipped
+    streams = [CorpusStream(config(micro), corpus, r, world_size) for r in range(world_size)]
+    by_rank = [stream.micro_batches(step, position) for stream in streams]
+    for stream in streams:
+        stream.close()
+    # Every rank makes as many passes, and the last ones of some only repeat.
+    assert {len(own) for own in by_rank} == {-(-num_micro_batches // world_size)}
+    for own in by_rank:
+        assert all(batch.is_real for batch in own[:-1])
+        assert own[-1].is_real or identical(own[-1], own[-2])
+    real = sorted((b for own in by_rank for b in own if b.is_real), key=lambda b: b.index)
+    assert [batch.index for batch in real] == list(range(num_micro_batches))
+    assert {batch.step for batch in real} == {step}
+    # A single rank with the whole step as one micro-batch, made of the layers below.
+    packing = Packing.open(corpus, LENGTH, "full")
+    order = Order(seed=5, num_samples=packing.num_examples, block_size=16, window_blocks=4)
+    positions = np.arange(position, position + GLOBAL)
+    rows = RowReader(corpus, packing, "train").read(order.sample_ids(positions))
+    ids = corpus.special_ids
+    never = (ids.cls, ids.sep, ids.mask)
+    rule = MaskRule(seed=5, mask_prob=0.2, max_masked=6, mask_id=ids.mask, never=never)
+    masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, rule)
+    expected = {**rows._asdict(), "masked_ids_BL": masks.masked_ids_BL}
+    expected |= {"masked_positions_BN": masks.positions_BN, "masked_weights_BN": masks.weights_BN}
+    assert expected.keys() == set(ARRAYS)
+    for name, array in rows_of(real).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+def test_passes_share_out_every_micro_batch_once(world_size: int, num_micro_batches: int) -> None:
+    if world_size > num_micro_batches:
+        with pytest.raises(UserError, match=f"at most {num_micro_batches} ranks"):
+            passes(0, world_size, num_micro_batches)
+        return
+    by_rank = [passes(rank, world_size, num_micro_batches) for rank in range(world_size)]
+    assert {len(own) for own in by_rank} == {-(-num_micro_batches // world_size)}
+    for rank, own in enumerate(by_rank):
+        real = [one.micro_batch for one in own if one.is_real]
+        assert real == list(range(rank, num_micro_batches, world_size))
+        assert [one.micro_batch for one in own if not one.is_real] == real[-1:] * (
+            len(own) - len(real)
+        )
+
+
+def test_more_ranks_than_micro_batches_are_refused_before_anything_is_read(corpus: Corpus) -> None:
+    with pytest.raises(UserError, match="7 ranks cannot share 6 micro-batches"):
+        CorpusStream(config(micro=4), corpus, 0, 7)
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+def test_looking_ahead_changes_nothing(opened: Open, prefetch: int) -> None:
+    plain, ahead = opened(1, 2), opened(1, 2, prefetch=prefetch)
+    for step in range(8):
+        expected = plain.micro_batches(step, step * GLOBAL)
+        found = ahead.micro_batches(step, step * GLOBAL)
+        assert len(found) == len(expected) == 3
+        assert all(map(identical, found, expected))
+
+
+def test_a_jump_gives_what_the_place_gave_before(opened: Open) -> None:
+    stream = opened(prefetch=3)
+    first = {step: stream.micro_batches(step, step * GLOBAL) for step in range(6)}
+    for step in (2, 3, 0, 5, 5):  # roll back, go on, roll back further, leap, stay
+        assert all(map(identical, stream.micro_batches(step, step * GLOBAL), first[step]))
+    # A skipped interval: the same step from other positions is another batch.
+    shifted = stream.micro_batches(2, 4 * GLOBAL)
+    assert rows_of(shifted)["input_ids_BL"].tolist() == rows_of(first[4])["input_ids_BL"].tolist()
+    assert {batch.step for batch in shifted} == {2}
+
+
+def test_two_epochs_hold_every_row_twice(opened: Open, packing: Packing) -> None:
+    stream = opened(micro=1)
+    num_rows = packing.num_examples
+    seen: dict[int, list[tuple[bytes, bytes]]] = {0: [], 1: []}
+    for position in range(2 * num_rows):
+        batch = stream.micro_batch(0, 0, position)
+        seen[position // num_rows].append(
+            (batch.input_ids_BL.tobytes(), batch.masked_ids_BL.tobytes())
+        )
+    originals = {epoch: [ids for ids, _ in rows] for epoch, rows in seen.items()}
+    assert sorted(originals[0]) == sorted(originals[1])
+    assert originals[0] != originals[1]
+    # Masks are drawn anew in each epoch.
+    assert len(set(seen[0]) & set(seen[1])) < 0.05 * num_rows
+
+
+def test_the_seed_changes_rows_and_masks(opened: Open) -> None:
+    one, other = (rows_of(opened(seed=seed).micro_batches(0, 0)) for seed in (0, 1))
+    for name in ("input_ids_BL", "masked_positions_BN"):
+        assert not np.array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_the_checksum_changes_with_any_tensor(opened: Open, name: str) -> None:
+    batch = opened().micro_batch(3, 1, 100)
+    same = replace(batch, **{name: getattr(batch, name).copy()})
+    assert same.checksum == batch.checksum
+    for place in (0, -1):
+        changed = getattr(batch, name).copy()
+        changed.flat[place] += 1
+        assert replace(batch, **{name: changed}).checksum != batch.checksum
+
+
+def test_the_checksum_tells_micro_batches_apart(opened: Open) -> None:
+    batch = opened().micro_batch(3, 1, 100)
+    assert replace(batch, index=2).checksum != batch.checksum
+    assert 0 <= batch.checksum < 2**64
+
+
+def test_a_length_that_is_not_packed_is_refused_with_the_command_that_packs(
+    corpus: Corpus,
+) -> None:
+    with pytest.raises(UserError, match=r"corpus pack .* --length 64 --mode full"):
+        CorpusStream(config(length=64), corpus)

@@ -1,0 +1,127 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from electra_dist.config.schema import EngineConfig, RunConfig
+from electra_dist.engine.ds_config import (
+    ALLOWED_KEYS,
+    check_deepspeed_config,
+    deepspeed_config,
+)
+from electra_dist.errors import UserError
+
+WithFile = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def with_file(tmp_path: Path, config: RunConfig) -> WithFile:
+    """A config at a ZeRO stage, with a DeepSpeed file of the given content."""
+
+    def make(content: Any, stage: int = 2) -> RunConfig:
+        path = tmp_path / "ds.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        engine = EngineConfig(zero_stage=stage, deepspeed_config=str(path))  # type: ignore[arg-type]
+        return replace(config, engine=engine)
+
+    return make
+
+
+def test_batch_clip_precision_and_stage_come_from_the_runs_config(config: RunConfig) -> None:
+    config = replace(config, engine=EngineConfig(zero_stage=3, precision="bf16"))
+    check_deepspeed_config(config)
+    found = deepspeed_config(config, num_passes=5)
+    assert found["train_micro_batch_size_per_gpu"] == 2
+    assert found["gradient_accumulation_steps"] == 5
+    assert found["gradient_clipping"] == 1.0
+    assert found["zero_optimization"] == {"stage": 3}
+    assert found["bf16"] == {"enabled": True}
+    # DeepSpeed multiplies these out itself and refuses a product that disagrees with the ranks.
+    assert "train_batch_size" not in found
+    assert "optimizer" not in found
+    json.dumps(found)
+
+
+def test_deepspeed_clips_at_the_sharded_stages_only(config: RunConfig) -> None:
+    # At stage 0 it reports no norm, so the engine clips there itself.
+    clips = [
+        deepspeed_config(replace(config, engine=EngineConfig(zero_stage=stage)), 1)
+        for stage in (0, 1, 2, 3)
+    ]
+    assert [found["gradient_clipping"] for found in clips] == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_fp32_turns_bf16_off(config: RunConfig) -> None:
+    config = replace(config, engine=EngineConfig(zero_stage=1))
+    assert deepspeed_config(config, 1)["bf16"] == {"enabled": False}
+
+
+def test_zero_and_communication_keys_of_a_file_are_added(with_file: WithFile) -> None:
+    extra = {
+        "zero_optimization": {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000},
+        "communication_data_type": "fp32",
+    }
+    config = with_file(extra)
+    check_deepspeed_config(config)
+    found = deepspeed_config(config, 1)
+    assert found["zero_optimization"] == extra["zero_optimization"]
+    assert found["communication_data_type"] == "fp32"
+    assert found["gradient_clipping"] == 1.0
+
+
+def test_a_file_need_not_name_the_stage(with_file: WithFile) -> None:
+    config = with_file({"zero_optimization": {"overlap_comm": True}}, stage=3)
+    check_deepspeed_config(config)
+    assert deepspeed_config(config, 1)["zero_optimization"] == {"overlap_comm": True, "stage": 3}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "optimizer",
+        "scheduler",
+        "fp16",
+        "bf16",
+        "steps_per_print",
+        "zero_optimisation",
+    ],
+)
+def test_a_key_that_the_runs_config_owns_is_refused_by_name(key: str, with_file: WithFile) -> None:
+    config = with_file({"zero_optimization": {"stage": 2}, key: {}})
+    for check in (check_deepspeed_config, lambda c: deepspeed_config(c, 1)):
+        with pytest.raises(UserError) as caught:
+            check(config)
+        message = str(caught.value)
+        assert f"'{key}'" in message
+        assert str(config.engine.deepspeed_config) in message
+        assert all(allowed in message for allowed in ALLOWED_KEYS)
+
+
+def test_a_file_of_another_stage_is_refused_with_both_numbers(with_file: WithFile) -> None:
+    config = with_file({"zero_optimization": {"stage": 3}}, stage=1)
+    for check in (check_deepspeed_config, lambda c: deepspeed_config(c, 1)):
+        with pytest.raises(UserError, match=r"stage = 3, .*= 1; set engine\.zero_stage = 3"):
+            check(config)
+
+
+@pytest.mark.parametrize("content", ["{", "", "[1]", "3", '{"zero_optimization": 2}', "\x00"])
+def test_a_file_that_is_no_json_object_is_refused(content: str, with_file: WithFile) -> None:
+    with pytest.raises(UserError, match=r"ds\.json.*(JSON)"):
+        check_deepspeed_config(with_file(content))
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, config: RunConfig) -> None:
+    for path, words in (
+        (tmp_path / "no.json", r"no\.json' does not exist"),
+        (tmp_path, "is not readable JSON"),
+    ):
+        engine = EngineConfig(deepspeed_config=str(path))
+        with pytest.raises(UserError, match=words):
+            check_deepspeed_config(replace(config, engine=engine))

@@ -1,0 +1,105 @@
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import (
+    CheckpointConfig,
+    MetricsConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from electra_dist.resilience.guard import Decision, ExitReason, Signs, decide
+
+CONFIG = replace(
+    RECIPES["tiny"](),
+    schedule=ScheduleConfig(num_steps=100, warmup_steps=0),
+    checkpoint=CheckpointConfig(every_steps=10),
+    metrics=MetricsConfig(eval_every=25),
+)
+
+
+def signs(step: int = 3, **changes: float) -> Signs:
+    plain = Signs(step=step, loss=1.0, grad_norm=1.0, stop_signalled=False, stop_asked=False)
+    return replace(plain, **changes)
+
+
+NUMBERS = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf])
+SIGNS = st.builds(
+    Signs,
+    step=st.integers(1, 130),
+    loss=NUMBERS,
+    grad_norm=NUMBERS,
+    stop_signalled=st.booleans(),
+    stop_asked=st.booleans(),
+)
+CONFIGS = st.builds(
+    lambda every, evaluate, stop: replace(
+        CONFIG,
+        checkpoint=CheckpointConfig(every_steps=every),
+        metrics=MetricsConfig(eval_every=evaluate),
+        schedule=replace(CONFIG.schedule, stop_step=stop),
+    ),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.none() | st.integers(1, 130),
+)
+
+
+@given(CONFIGS, SIGNS)
+@example(CONFIG, signs(100, loss=math.nan))
+@example(CONFIG, signs(100, stop_signalled=True, stop_asked=True))
+def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_step(
+    config: RunConfig, found: Signs
+) -> None:
+    decision = decide(config, found)
+    is_broken = not (math.isfinite(found.loss) and math.isfinite(found.grad_norm))
+    if is_broken:
+        assert decision == Decision(evaluate=False, save=False, stop=ExitReason.FAILED)
+        return
+    assert decision.save or decision.stop is None
+    assert decision.save or found.step % config.checkpoint.every_steps
+    assert decision.stop is not ExitReason.FAILED
+    # Finished is finished, whoever asked for a stop in the same step.
+    is_finished = found.step >= config.schedule.last_step
+    assert (decision.stop is ExitReason.FINISHED) == is_finished
+    assert decision.evaluate or not is_finished
+    if not is_finished:
+        assert (decision.stop is not None) == (found.stop_signalled or found.stop_asked)
+
+
+@pytest.mark.parametrize(
+    ("found", "evaluate", "save", "stop"),
+    [
+        (signs(3), False, False, None),
+        (signs(10), False, True, None),
+        (signs(25), True, False, None),
+        (signs(50), True, True, None),
+        (signs(99), False, False, None),
+        (signs(100), True, True, ExitReason.FINISHED),
+        (signs(100, stop_signalled=True), True, True, ExitReason.FINISHED),
+        (signs(3, stop_signalled=True), False, True, ExitReason.STOPPED),
+        (signs(3, stop_asked=True), False, True, ExitReason.ASKED),
+        # Both at once: a cluster that takes the node back wants the job requeued.
+        (signs(3, stop_signalled=True, stop_asked=True), False, True, ExitReason.STOPPED),
+        (signs(10, loss=math.nan), False, False, ExitReason.FAILED),
+        (signs(10, grad_norm=math.inf), False, False, ExitReason.FAILED),
+        (signs(3, loss=-math.inf, stop_signalled=True), False, False, ExitReason.FAILED),
+    ],
+)
+def test_the_table(found: Signs, evaluate: bool, save: bool, stop: ExitReason | None) -> None:
+    assert decide(CONFIG, found) == Decision(evaluate=evaluate, save=save, stop=stop)
+
+
+def test_stop_step_finishes_early() -> None:
+    config = replace(CONFIG, schedule=replace(CONFIG.schedule, stop_step=60))
+    assert decide(config, signs(59)).stop is None
+    assert decide(config, signs(60)) == Decision(evaluate=True, save=True, stop=ExitReason.FINISHED)
+
+
+def test_exit_codes_are_those_that_launchers_know() -> None:
+    codes = {reason.value: reason.exit_code for reason in ExitReason}
+    assert codes == {"finished": 0, "asked": 0, "stopped": 75, "failed": 1}

@@ -1,0 +1,73 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from electra_dist.resilience.preempt import StopSignals
+
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@pytest.fixture
+def installed() -> Iterator[StopSignals]:
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    signals = StopSignals()
+    signals.install()
+    yield signals
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_without_a_signal_nothing_is_received(installed: StopSignals) -> None:
+    assert installed.received is None
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_signal_only_sets_a_flag(installed: StopSignals, number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    assert installed.received == number.name
+
+
+def test_the_first_of_a_burst_is_remembered(installed: StopSignals) -> None:
+    # A scheduler sends USR1, then TERM; a terminal may send INT to a group twice at once.
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    assert installed.received == "SIGUSR1"
+
+
+PROGRAM = """
+import os, signal, sys, time
+from electra_dist.resilience import preempt
+preempt.BURST_SECONDS = float(sys.argv[1])
+signals = preempt.StopSignals()
+signals.install()
+for name in sys.argv[2:]:
+    os.kill(os.getpid(), getattr(signal, name))
+    time.sleep(0.05)
+print("still here after", signals.received)
+"""
+
+
+def run(burst_seconds: float, *names: str) -> tuple[int, str]:
+    command = [sys.executable, "-c", PROGRAM, str(burst_seconds), *names]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stderr == ""
+    return ended.returncode, ended.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("burst_seconds", "names", "code"),
+    [
+        (0.0, ("SIGINT", "SIGINT"), 1),  # a person who does not want to wait
+        (30.0, ("SIGINT", "SIGINT"), 0),  # one key press, sent twice
+        (0.0, ("SIGTERM", "SIGTERM", "SIGUSR1"), 0),  # a scheduler that says it again
+    ],
+)
+def test_only_a_later_second_interrupt_leaves_at_once(
+    burst_seconds: float, names: tuple[str, ...], code: int
+) -> None:
+    expected = "" if code else f"still here after {names[0]}"
+    assert run(burst_seconds, *names) == (code, expected)

@@ -1,0 +1,404 @@
+"""The command line: its words, its one-sentence errors, its JSON, and what it does not import."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from check_login_imports import FORBIDDEN
+from electra_dist import commands
+from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
+from electra_dist.cli import main, make_parser, split_overrides
+from electra_dist.config import files
+from tests.made_up import text
+
+HELP = {
+    "": ("corpus", "pretrain", "status", "checkpoint", "finetune", "predict"),
+    "corpus": ("build", "pack", "verify", "info"),
+    "corpus build": (
+        *("--source", "--input", "--tokenizer", "--vocab-size", "--cased", "--strip-accents"),
+        *("--held-out-share", "--max-quarantine-share", "--workers", "--shard-tokens", "--out"),
+    ),
+    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--mask-prob"),
+    "corpus verify": ("CORPUS",),
+    "corpus info": ("CORPUS", "--json"),
+    "vocab": ("train",),
+    "vocab train": ("--input", "--size", "--out"),
+    "pretrain": (
+        *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
+        *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
+    ),
+    "stop": ("RUN",),
+    "status": ("RUN", "--json"),
+    "config": ("show", "docs"),
+    "config show": ("CONFIG.toml", "--recipe"),
+    "config docs": ("every knob",),
+    "checkpoint": ("list", "verify", "diff", "export"),
+    "checkpoint list": ("RUN", "--json"),
+    "checkpoint verify": ("CKPT",),
+    "checkpoint diff": ("CKPT", "exit 1 if they differ"),
+    "checkpoint export": ("hf", "CKPT|RUN", "--out"),
+    "finetune": (
+        *("--model", "--train", "--dev", "--test", "--task", "--text", "--text-b", "--label"),
+        *("--head", "--epochs", "--lr", "--layer-decay", "--seeds", "--reinitialize", "--out"),
+    ),
+    "predict": ("--model", "--input", "--out"),
+}
+"""Every command and words that its help must hold."""
+
+ALL_HELP = """
+import contextlib, io, json, sys
+forbidden, commands = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(forbidden))  # None there makes `import NAME` an ImportError
+from electra_dist.cli import main
+found = {}
+for command in commands:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            code = main([*command.split(), "--help"])
+        except SystemExit as end:
+            code = end.code
+    found[command] = (code, out.getvalue())
+print(json.dumps(found))
+"""
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stderr says, which must be one line; stdout must be empty."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("electra-dist: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def every_command(parser: argparse.ArgumentParser, name: str = "") -> Iterator[str]:
+    yield name
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, child in action.choices.items():
+                yield from every_command(child, f"{name} {word}".strip())
+
+
+@pytest.fixture(scope="module")
+def help_texts() -> dict[str, tuple[int, str]]:
+    """The help of every command, from one process in which nothing heavy can be imported."""
+    command = [sys.executable, "-c", ALL_HELP, json.dumps([FORBIDDEN, list(HELP)])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, tuple[int, str]] = json.loads(done.stdout)
+    return found
+
+
+def test_the_table_above_names_every_command() -> None:
+    assert set(every_command(make_parser())) == set(HELP)
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_prints_the_words_and_imports_nothing_heavy(
+    command: str, help_texts: dict[str, tuple[int, str]]
+) -> None:
+    code, shown = help_texts[command]
+    assert code == 0
+    assert shown.startswith(f"usage: electra-dist {command}".rstrip())
+    for word in HELP[command]:
+        assert word in shown
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "electra_dist", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: electra-dist" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`electra-dist config docs | head -0`, with Python's usual buffering of a pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "electra_dist", "config", "docs"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environ, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "COMMAND"),
+        (["corpos"], "'corpos'"),
+        (["corpus"], "COMMAND"),
+        (["corpus", "bild"], "'bild'"),
+        (["corpus", "info"], "CORPUS"),
+        (["corpus", "info", "C", "--jsn"], "--jsn"),
+        (["corpus", "info", "C", "--data.corpus", "D"], "--data.corpus D"),
+        (["corpus", "build", "--input", "x", "--out", "y", "--vocab-size", "big"], "'big'"),
+        (["corpus", "pack", "C", "--len", "8"], "--len 8"),  # no abbreviations
+        (["config", "show", "--bach.micro_batch_size", "8"], "--bach.micro_batch_size"),
+        (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
+        (["pretrain", "--recipe", "tiny", "--otu", "x", "--out", "y"], "--otu"),
+        (["pretrain", "--recipe", "tiny"], "--out"),
+        (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "0"], "--nproc 0"),
+        (["checkpoint", "export", "onnx", "C", "--out", "x"], "'onnx'"),
+        (["finetune", "--model", "m", "--train", "t"], "--dev"),
+    ],
+)
+def test_unknown_words_are_one_sentence_and_exit_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert says in one_sentence(capsys)
+
+
+def test_a_mistake_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["corpus", "pack", "C", "--longth", "8"])
+    assert one_sentence(capsys).endswith("see `electra-dist corpus pack --help`\n")
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+        {
+            "OMPI_COMM_WORLD_RANK": "1",
+            "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        },
+    ],
+)
+def test_of_several_ranks_only_the_first_says_it(
+    launcher: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    words = ["pretrain", "missing.toml", "--out", "x"]
+    assert main(words) == 2
+    assert capsys.readouterr() == ("", "")
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value.replace("1", "0") if name.endswith("RANK") else value)
+    assert main(words) == 2
+    assert "missing.toml" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("typed", "plain", "overrides"),
+    [
+        ("pretrain --out R", "pretrain --out R", ""),
+        ("pretrain --out runs/v1.2 c.toml", "pretrain --out runs/v1.2 c.toml", ""),
+        ("pretrain --out=runs/v1.2", "pretrain --out=runs/v1.2", ""),
+        ("pretrain --a.b 3 c.toml", "pretrain c.toml", "--a.b 3"),
+        ("pretrain --a.b=3 c.toml", "pretrain c.toml", "--a.b=3"),
+        ("pretrain --seed 7 --out R", "pretrain --out R", "--seed 7"),
+        ("pretrain --seed=7 --out R", "pretrain --out R", "--seed=7"),
+        ("pretrain --seed -7 --out R", "pretrain --out R", "--seed -7"),
+        ("pretrain --a.b --out R", "pretrain --out R", "--a.b"),
+        (
+            "pretrain --metrics.no-tensorboard c.toml",
+            "pretrain c.toml",
+            "--metrics.no-tensorboard",
+        ),
+        ("pretrain --engine.deterministic c.toml", "pretrain c.toml", "--engine.deterministic"),
+        ("pretrain --a.b", "pretrain", "--a.b"),
+    ],
+)
+def test_overrides_are_told_from_the_other_words(typed: str, plain: str, overrides: str) -> None:
+    assert split_overrides(typed.split()) == (plain.split(), overrides.split())
+
+
+VALUES = st.sampled_from(["8", "-1", "1e-3", "true", "a.toml", "x=y", "none"])
+PLAIN = st.sampled_from(["c.toml", "--out", "RUN", "--nproc", "2", "--recipe", "tiny"])
+ALL_KNOBS = files.flatten(files.load(None))
+KNOBS = st.sampled_from(
+    [n for n, value in ALL_KNOBS.items() if n != "recipe" and not isinstance(value, bool)]
+)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            PLAIN.map(lambda word: ([word], [])),
+            st.tuples(KNOBS, VALUES).map(lambda kv: ([], [f"--{kv[0]}", kv[1]])),
+            st.tuples(KNOBS, VALUES).map(lambda kv: ([], [f"--{kv[0]}={kv[1]}"])),
+        )
+    )
+)
+def test_any_mixture_comes_apart_in_order(parts: list[tuple[list[str], list[str]]]) -> None:
+    typed = [word for plain, override in parts for word in plain + override]
+    plain = [word for part, _ in parts for word in part]
+    overrides = [word for _, part in parts for word in part]
+    assert split_overrides(typed) == (plain, overrides)
+
+
+# ------------------------------------------------------------------ commands without training
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "text.txt"
+    path.write_text(text(60), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def build(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    def run(name: str, *options: str) -> Path:
+        out = tmp_path / name
+        words = ["corpus", "build", "--input", str(source), "--out", str(out)]
+        assert main([*words, "--vocab-size", "200", "--workers", "1", *options]) == 0
+        return out
+
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run with a complete checkpoint of step 20 and one of step 30 whose manifest is cut off."""
+    run = tmp_path / "run"
+    for step in (20, 30):
+        (run / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    (run / "config.json").write_text(files.to_json(files.load(None)))
+    shard = ShardRecord(file="shard_00000.safetensors", bytes=2**20, block_hashes=[])
+    whole = manifest_text(
+        Manifest(
+            format_version=1,
+            step=20,
+            parameters={},
+            shards=[shard],
+            state_xxh3_128=xxhash.xxh3_128_hexdigest(b"{}"),
+        )
+    )
+    (run / "checkpoints" / "step_00000020" / "manifest.json").write_text(whole)
+    (run / "checkpoints" / "step_00000030" / "manifest.json").write_text(whole[:-40])
+    return run
+
+
+def only_json(capsys: pytest.CaptureFixture[str], *words: str) -> object:
+    """The one JSON document that a command prints, and nothing else."""
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def test_json_of_a_corpus(build: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = build("corpus", "--held-out-share", "0.2")
+    info = only_json(capsys, "corpus", "info", str(corpus), "--json")
+    assert isinstance(info, dict)
+    assert info["splits"]["train"]["documents"] > info["splits"]["held_out"]["documents"] > 0
+
+
+def test_json_of_a_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = only_json(capsys, "status", str(run_folder), "--json")
+    assert isinstance(status, dict)
+    assert status["state"] == "not started"
+    rows = only_json(capsys, "checkpoint", "list", str(run_folder), "--json")
+    assert isinstance(rows, list)
+    assert [(row["step"], row["bytes"], row["problem"] is None) for row in rows] == [
+        (20, 2**20, True),
+        (30, None, False),
+    ]
+
+
+def test_the_list_of_checkpoints_says_which_one_is_damaged(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["checkpoint", "list", str(run_folder)]) == 0
+    good, bad = capsys.readouterr().out.splitlines()
+    assert "1.0 MiB" in good
+    assert "cannot be read" in bad
+
+
+def test_the_resolved_config_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = only_json(capsys, "config", "show", "--recipe", "tiny", "--seed", "5")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(shown))
+    assert files.read_json(path) == files.load(None, ["--seed", "5"], recipe="tiny")
+
+
+def test_stop_leaves_a_word_in_the_run_folder(run_folder: Path) -> None:
+    assert main(["stop", str(run_folder)]) == 0
+    assert (run_folder / "STOP").exists()
+
+
+@pytest.mark.parametrize("words", [["stop"], ["status"], ["checkpoint", "list"]])
+def test_a_folder_that_is_no_run(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, str(tmp_path)]) == 2
+    assert "is not a run folder" in one_sentence(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["corpus", "build", "--input", str(source), "--out", str(source / "corpus")]
+    assert main(words) == 2
+    assert f"{source}/corpus" in one_sentence(capsys)
+
+
+def test_a_corpus_can_be_cut_into_smaller_files(build: Callable[..., Path]) -> None:
+    assert len(list(build("one").glob("tokens_*"))) == 1
+    assert len(list(build("many", "--shard-tokens", "1000").glob("tokens_*"))) > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [([], "ete"), (["--no-strip-accents"], "été"), (["--cased"], "Été")],
+)
+def test_casing_and_accents(build: Callable[..., Path], options: list[str], word: str) -> None:
+    tokenizer = Tokenizer.from_file(str(build("corpus", *options) / "tokenizer.json"))
+    assert tokenizer.normalizer.normalize_str("Été") == word
+
+
+def test_nothing_held_out_is_a_warning(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus", "--held-out-share", "0")
+    assert "no document is held out" in capsys.readouterr().err
+    assert main(["corpus", "pack", str(corpus), "--length", "32"]) == 0
+    assert "no document is held out" in capsys.readouterr().err
+    build("other", "--held-out-share", "0.2")
+    assert capsys.readouterr().err == ""
+
+
+def test_pack_has_a_seed_of_its_own(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus", "--held-out-share", "0.2")
+    words = ["corpus", "pack", str(corpus), "--length", "32", "--seed", "3"]
+    assert main(words) == 0
+    assert json.loads((corpus / "pack_32_full" / "manifest.json").read_text())["seed"] == 3
+    capsys.readouterr()
+    assert main([*words, "--mask-prob", "15"]) == 2
+    assert "--mask-prob 15" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])
+def test_progress_is_a_line_every_few_seconds(
+    is_terminal: bool,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = iter([0.0, 1.0, 6.0, 7.0, 20.0, 31.0, 32.0])
+    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    report = commands.progress_printer()
+    for number in range(1, 7):
+        report(number * 1000, number * 10_000)
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == lines
+    assert shown[-1] == "5,000 documents, 50,000 tokens after 31 s"
