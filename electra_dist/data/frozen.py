@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from electra_dist.data.hashing import fold, mix64
+from electra_dist.data.hashing import mix64
 from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.data.order import Order
 from electra_dist.data.rows import RowReader
 from electra_dist.data.store import Array, Corpus, Packing, read_arrays, write_arrays, write_json
 from electra_dist.errors import UserError
+from electra_dist.runtime.keys import fold
 
 # Keys that never meet those of a training run, whose seeds are below 2**63.
 _SEED = 2**63

@@ -21,14 +21,6 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed
 
 
-def fold(*keys: int) -> int:
-    """Several whole numbers to one 64-bit key; the order of the keys matters."""
-    state = np.zeros(1, dtype=np.uint64)
-    for key in keys:
-        state = mix64(state ^ np.uint64(key & 0xFFFFFFFFFFFFFFFF))
-    return int(state[0])
-
-
 def mix32(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Mix 32 bits with low bias (Wellons' lowbias32), in place: half the cost of mixing 64."""
     values ^= values >> np.uint32(16)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from electra_dist.data.hashing import fold, mix32, mix64
+from electra_dist.data.hashing import mix32, mix64
+from electra_dist.runtime.keys import fold
 
 MASK_TOKEN_SHARE = 0.85
 """Of the selected positions: 85 % become [MASK], 15 % stay, none becomes a random token."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from electra_dist.data.hashing import fold, mix64
+from electra_dist.data.hashing import mix64
+from electra_dist.runtime.keys import fold
 
 # Balanced Feistel networks look random from about 4 rounds (Luby and Rackoff 1988); 6 leave a
 # margin on tiny halves.

@@ -13,7 +13,6 @@ whatever its size. Files and folders appear by renaming only, so a reader never 
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import safetensors.numpy
 import xxhash
 
 from electra_dist.errors import UserError
+from electra_dist.runtime.files import fsync_folder, write_bytes_atomic
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
@@ -267,21 +267,16 @@ def write_json(path: Path, value: object) -> FileRecord:
 
 
 def write_bytes(path: Path, data: bytes) -> FileRecord:
-    """Writes a file so that a reader sees all of it or nothing: temporary name, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes a file so that a reader sees all of it or nothing; returns its size and hash."""
+    write_bytes_atomic(path, data)
     return FileRecord(file=path.name, bytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
 
 
 def commit_folder(building: Path, final: Path) -> None:
     """Gives a finished folder its name, and makes the name survive a crash."""
-    _fsync_folder(building)
+    fsync_folder(building)
     building.rename(final)
-    _fsync_folder(final.parent)
+    fsync_folder(final.parent)
 
 
 def file_xxh3_128(path: Path) -> str:
@@ -296,11 +291,3 @@ def file_xxh3_128(path: Path) -> str:
 def fingerprint_of(parts: Iterable[str]) -> str:
     """xxh3-128 over the lines, in the order given."""
     return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

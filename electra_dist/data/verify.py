@@ -124,7 +124,8 @@ def _packing_problems(folder: Path, corpus: Mapping[str, Any]) -> list[str]:
         if manifest["corpus_fingerprint"] != corpus["fingerprint"]:
             return ["manifest.json: packed over another corpus (fingerprint differs); pack again"]
         files = manifest["files"]
-        problems = [p for record in files for p in _file_problems(folder, record)]
+        recorded = [*files, *manifest.get("frozen", [])]
+        problems = [p for record in recorded for p in _file_problems(folder, record)]
         if problems:
             return problems
         for split, key in (("train", "num_examples"), ("held_out", "held_out_examples")):

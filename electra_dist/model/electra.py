@@ -18,6 +18,7 @@ from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.encoder import Embeddings, Encoder
 from electra_dist.model.objectives import OBJECTIVES, objective_named
+from electra_dist.runtime.keys import fold
 
 
 class GeneratorHead(nn.Module):
@@ -155,7 +156,7 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
         if parameter.is_meta:
             continue
         generator = torch.Generator(device=parameter.device).manual_seed(
-            random.fold(seed, random.INIT_SITE, zlib.crc32(name.encode()))
+            fold(seed, random.INIT_SITE, zlib.crc32(name.encode()))
         )
         if name.endswith("bias"):
             parameter.zero_()

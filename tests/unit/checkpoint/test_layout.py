@@ -40,14 +40,14 @@ def test_only_complete_checkpoints_are_listed_oldest_first(tmp_path: Path) -> No
     folder = tmp_path / "checkpoints"
     assert layout.list_checkpoints(tmp_path) == []
     assert layout.list_temporaries(tmp_path) == []
-    for name in ("step_100000000", "step_00000900", "step_00001000"):
+    for name in ("step_100000000", "step_00000900", "step_99999999", "step_00001000"):
         commit(folder / name)
     for name in ("step_00002000.tmp-1", "step_00003000.bad", "step_00004000.abandoned", "step_7"):
         commit(folder / name)
     (folder / "step_00005000").mkdir()  # without a manifest
     (folder / "step_00006000").write_text("not a folder")
     found = layout.list_checkpoints(tmp_path)
-    assert [info.step for info in found] == [900, 1000, 100_000_000]
+    assert [info.step for info in found] == [900, 1000, 99_999_999, 100_000_000]
     assert [info.folder.name for info in found][:2] == ["step_00000900", "step_00001000"]
     assert [path.name for path in layout.list_temporaries(tmp_path)] == ["step_00002000.tmp-1"]
 

@@ -1,103 +1,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from electra_dist.config import files, schema
+from electra_dist.config import files
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
-
-
-def positive(largest: int) -> st.SearchStrategy[int]:
-    return st.integers(1, largest)
-
-
-def rates(low: float = 1e-12, high: float = 1e3) -> st.SearchStrategy[float]:
-    return st.floats(low, high, allow_nan=False)
-
-
-SHARES = st.floats(0.0, 0.999)
-WIDTHS = st.one_of(st.integers(1, 64), st.integers(2, 16).map(lambda n: 64 * n))
-TEXTS = st.none() | st.text(max_size=8)
-MODELS = st.builds(
-    schema.ModelConfig,
-    num_layers=positive(48),
-    hidden_size=WIDTHS,
-    embedding_size=positive(1024),
-    generator_num_layers=positive(48),
-    generator_hidden_size=WIDTHS,
-    vocab_size=st.none() | positive(10**6),
-    max_position_embeddings=st.integers(512, 4096),
-    type_vocab_size=positive(4),
-    hidden_dropout=SHARES,
-    attention_dropout=SHARES,
-    layer_norm_eps=rates(),
-    initializer_range=rates(),
-)
-OBJECTIVES = st.builds(
-    schema.ObjectiveConfig,
-    name=st.sampled_from(["electra", "mlm"]),
-    mask_prob=st.floats(0.01, 0.9),
-    gen_weight=rates(0.0),
-    disc_weight=rates(0.0),
-    temperature=rates(),
-)
-DATA = st.builds(
-    schema.DataConfig,
-    corpus=TEXTS,
-    sequence_length=st.integers(8, 512),
-    packing=st.sampled_from(["full", "google"]),
-    shuffle_block_size=positive(10**6),
-    shuffle_window_blocks=positive(10**6),
-    prefetch_steps=st.integers(0, 100),
-)
-BATCHES = st.tuples(positive(64), positive(64)).map(
-    lambda sizes: schema.BatchConfig(
-        global_batch_size=sizes[0] * sizes[1], micro_batch_size=sizes[0]
-    )
-)
-SCHEDULES = st.builds(
-    schema.ScheduleConfig,
-    num_steps=st.integers(100, 10**7),
-    warmup_steps=st.integers(0, 99),
-    power=rates(),
-    stop_step=st.none() | positive(10**7),
-)
-ENGINES = st.one_of(
-    st.builds(
-        schema.EngineConfig,
-        kind=st.just("deepspeed"),
-        zero_stage=st.sampled_from([1, 2, 3]),
-        precision=st.sampled_from(["fp32", "bf16"]),
-        deepspeed_config=TEXTS,
-        threads_per_rank=st.none() | positive(256),
-        timeout_seconds=rates(),
-        deterministic=st.booleans(),
-    ),
-    st.builds(schema.EngineConfig, kind=st.just("reference"), zero_stage=st.just(0)),
-)
-CONFIGS = st.builds(
-    RunConfig,
-    recipe=st.sampled_from(list(RECIPES)),
-    seed=st.integers(0, 2**63 - 1),
-    model=MODELS,
-    objective=OBJECTIVES,
-    data=DATA,
-    batch=BATCHES,
-    optim=st.builds(schema.OptimConfig, learning_rate=rates(), beta1=SHARES, eps=rates()),
-    schedule=SCHEDULES,
-    engine=ENGINES,
-    checkpoint=st.builds(
-        schema.CheckpointConfig, every_steps=positive(10**6), keep_last=positive(100)
-    ),
-    resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
-    metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
-)
+from tests.unit.config.random_configs import CONFIGS
 
 
 @given(CONFIGS)
@@ -304,88 +216,3 @@ def test_the_config_of_a_run_is_read_whole(tmp_path: Path) -> None:
 def test_a_damaged_config_json_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         files.load(write(tmp_path, text, "config.json"))
-
-
-# Another possible value for every knob of the small recipe; a new knob needs one too.
-OTHER: dict[str, Any] = {
-    "recipe": "tiny",
-    "seed": 1,
-    "model.num_layers": 6,
-    "model.hidden_size": 128,
-    "model.embedding_size": 64,
-    "model.generator_num_layers": 6,
-    "model.generator_hidden_size": 128,
-    "model.vocab_size": 100,
-    "model.max_position_embeddings": 1024,
-    "model.type_vocab_size": 3,
-    "model.hidden_dropout": 0.0,
-    "model.attention_dropout": 0.0,
-    "model.layer_norm_eps": 1e-6,
-    "model.initializer_range": 0.1,
-    "objective.name": "mlm",
-    "objective.mask_prob": 0.25,
-    "objective.gen_weight": 2.0,
-    "objective.disc_weight": 10.0,
-    "objective.temperature": 2.0,
-    "data.corpus": "elsewhere",
-    "data.sequence_length": 64,
-    "data.packing": "google",
-    "data.shuffle_block_size": 8,
-    "data.shuffle_window_blocks": 8,
-    "data.prefetch_steps": 0,
-    "batch.global_batch_size": 64,
-    "batch.micro_batch_size": 16,
-    "optim.learning_rate": 1e-4,
-    "optim.beta1": 0.8,
-    "optim.beta2": 0.98,
-    "optim.eps": 1e-8,
-    "optim.weight_decay": 0.0,
-    "optim.clip_norm": 2.0,
-    "schedule.num_steps": 20_000,
-    "schedule.warmup_steps": 1,
-    "schedule.power": 2.0,
-    "schedule.stop_step": 5,
-    "engine.kind": "reference",
-    "engine.zero_stage": 3,
-    "engine.precision": "bf16",
-    "engine.deepspeed_config": "zero.json",
-    "engine.threads_per_rank": 2,
-    "engine.timeout_seconds": 5.0,
-    "engine.deterministic": True,
-    "checkpoint.every_steps": 7,
-    "checkpoint.keep_last": 1,
-    "resilience.commit_timeout_seconds": 5.0,
-    "metrics.log_every": 1,
-    "metrics.eval_every": 5,
-    "metrics.eval_num_samples": 8,
-    "metrics.tensorboard": False,
-}
-# What a resume may change: where data lies, who computes it, when it is saved and measured.
-MAY_CHANGE = {"recipe", "data.corpus", "data.prefetch_steps", "schedule.stop_step"} | {
-    name
-    for name in OTHER
-    if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
-}
-
-
-def test_every_knob_has_another_value_here() -> None:
-    assert OTHER.keys() == files.flatten(RunConfig()).keys()
-
-
-@pytest.mark.parametrize("name", OTHER)
-def test_a_resume_may_change_what_decides_no_number(name: str) -> None:
-    section, _, field = name.rpartition(".")
-    values = {section: {field: OTHER[name]}} if section else {field: OTHER[name]}
-    changed = files.from_dict(values)
-    assert files.differences(RunConfig(), changed) == [
-        f"{name}: {files.flatten(RunConfig())[name]!r} -> {OTHER[name]!r}"
-    ]
-    may_change = name in MAY_CHANGE
-    assert (files.forbidden_differences(RunConfig(), changed) == []) == may_change
-    assert (files.fingerprint(changed) == files.fingerprint(RunConfig())) == may_change
-
-
-def test_every_resumable_name_is_a_knob_or_a_section() -> None:
-    flat = files.flatten(RunConfig())
-    for name in files.RESUMABLE_FIELDS:
-        assert name in flat or any(knob.startswith(f"{name}.") for knob in flat)

@@ -74,6 +74,7 @@ def test_the_noise_is_uniform_and_the_unigram_samples_are_words_of_the_corpus(
     samples = frozen["unigram_ids"].ravel()
     counts = corpus.unigram_counts().astype(np.float64)
     assert (counts[samples] > 0).all()
+    assert counts[special.unk] > 50
     never = [special.pad, special.unk, special.cls, special.sep, special.mask]
     assert not np.isin(samples, never).any()
     # As frequent as in the text: the mean surprise of the samples is the entropy of the words.
@@ -82,7 +83,7 @@ def test_the_noise_is_uniform_and_the_unigram_samples_are_words_of_the_corpus(
     probability = counts[words] / counts[words].sum()
     entropy = -(probability * np.log(probability)).sum()
     spread = np.sqrt((probability * np.log(probability) ** 2).sum() - entropy**2)
-    surprise = -np.log(counts[samples] / counts.sum()).mean()
+    surprise = -np.log(counts[samples] / counts[words].sum()).mean()
     assert abs(surprise - entropy) < 4 * spread / np.sqrt(samples.size)
 
 

@@ -123,6 +123,11 @@ def test_85_of_100_selected_become_mask_and_the_rest_stay() -> None:
     # ... and the number of kept ones in a row spreads as that of independent draws.
     kept = 6 - became[:, :6].sum(axis=1)
     assert abs(kept.var() / (6 * 0.85 * 0.15) - 1) < 0.1
+    # Nor does it hang on which positions were selected: what decides that is another draw.
+    for slot in range(1, 6):
+        is_selected = (masks.positions_BN[:, :6] == slot).any(axis=1)
+        in_slot = became[is_selected, slot]
+        assert binomtest(int(in_slot.sum()), len(in_slot), 0.85).pvalue > 1e-4
 
 
 def test_positions_and_pairs_of_positions_are_uniform_over_the_candidates() -> None:

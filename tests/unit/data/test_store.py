@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(descriptor: int) -> None:
         raise OSError(28, f"No space left on device ({descriptor})")
 
-    monkeypatch.setattr(store.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         store.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}

@@ -112,6 +112,21 @@ def test_the_exit_code(tmp_path: Path, program: str, code: int) -> None:
     assert ranks(tmp_path, program) == code
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("sys.exit(2)", []),  # rank 0 has said it in a sentence of its own
+        ("sys.exit(2 if rank == 1 else 0)", ["rank 1 ended with exit code 2"]),
+        ("sys.exit(1 if rank == 1 else 0)", ["rank 1 ended with exit code 1; ending the others"]),
+    ],
+)
+def test_what_the_launcher_says_of_a_rank_that_failed(
+    tmp_path: Path, program: str, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks(tmp_path, program)
+    assert [record.getMessage() for record in caplog.records] == said
+
+
 def test_the_exit_json_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
     folder = tmp_path / "attempts" / "0001"
     folder.mkdir(parents=True)

@@ -1,0 +1,183 @@
+"""One tiny run under each real launcher of this machine: the same numbers, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from electra_dist.checkpoint.layout import list_checkpoints, read_manifest
+from electra_dist.launch.local import free_port
+from tests.made_up import corpus
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 110.0
+"""A start of two ranks takes 6-10 s, of two with DeepSpeed 13-24 s: longer than this is a hang."""
+
+TINY = """
+recipe = "tiny"
+[model]
+num_layers = 1
+hidden_size = 32
+embedding_size = 16
+generator_num_layers = 1
+generator_hidden_size = 16
+[data]
+corpus = "{corpus}"
+sequence_length = 32
+[batch]
+global_batch_size = 12
+micro_batch_size = 4
+[schedule]
+num_steps = 4
+warmup_steps = 1
+[engine]
+kind = "reference"
+zero_stage = 1
+threads_per_rank = 1
+timeout_seconds = 60.0
+[metrics]
+log_every = 1
+eval_every = 4
+tensorboard = false
+"""
+DEEPSPEED = ["--engine.kind", "deepspeed"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps; 3 micro-batches for 2 ranks, so that one rank repeats a pass."""
+    folder = tmp_path_factory.mktemp("launchers")
+    path = folder / "tiny.toml"
+    path.write_text(TINY.format(corpus=corpus(folder / "made", length=32)))
+    return path
+
+
+@contextmanager
+def started(
+    *command: str | Path, output: Path, **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A launcher in the environment of a user, with this Python first; killed at the end."""
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "NPROC": "2",
+        **variables,
+    }
+    # Launchers differ in the number of threads that they ask for; engine.threads_per_rank decides.
+    environ.pop("OMP_NUM_THREADS", None)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=environ,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def finish(run: Path, *command: str | Path, launcher: str, **variables: str) -> list[Any]:
+    """Run to the end, check how it ended and who started it; its metrics without the clock."""
+    output = run.with_name("output.txt")
+    with started(*command, output=output, **variables) as process:
+        code = process.wait(SECONDS)
+    assert code == 0, output.read_text(errors="replace")[-4000:]
+    ended = json.loads((run / "attempts" / "0001" / "exit.json").read_text())
+    assert ended == {
+        "reason": "finished",
+        "step": 4,
+        "checkpoint": "step_00000004",
+        "exit_code": 0,
+    }
+    facts = json.loads((run / "environment.json").read_text())
+    assert (facts["launcher"], facts["world_size"]) == (launcher, 2)
+    assert {path.name for path in (run / "attempts" / "0001").glob("*.log")} == {
+        "rank_00000.log",
+        "rank_00001.log",
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert "eval" in lines[-1]
+    return [{name: x for name, x in line.items() if name != "timing"} for line in lines]
+
+
+def run_with_nproc(config: Path, run: Path, *words: str) -> list[Any]:
+    """What the other launchers are compared with: `electra-dist pretrain --nproc 2`."""
+    command = [sys.executable, "-m", "electra_dist", "pretrain", config, "--out", run, *words]
+    return finish(run, *command, "--nproc", "2", launcher="environment")
+
+
+@pytest.fixture(scope="module")
+def numbers(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_with_nproc(config, tmp_path_factory.mktemp("nproc") / "run")
+
+
+def test_torchrun(config: Path, numbers: list[Any], tmp_path: Path) -> None:
+    command = [ROOT / "launchers" / "torchrun.sh", config, "--out", tmp_path / "run"]
+    port = str(free_port())
+    assert numbers == finish(tmp_path / "run", *command, launcher="torchrun", MASTER_PORT=port)
+
+
+@pytest.mark.needs_mpi
+def test_mpirun(config: Path, numbers: list[Any], tmp_path: Path) -> None:
+    """Without MASTER_PORT: the ranks agree on one from the name of the MPI job."""
+    command = [ROOT / "launchers" / "mpirun.sh", config, "--out", tmp_path / "run"]
+    variables = {
+        "MPIRUN_FLAGS": "--oversubscribe",  # two ranks on however few cores
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",  # containers of a CI have no other user
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    assert numbers == finish(tmp_path / "run", *command, launcher="openmpi", **variables)
+
+
+def test_deepspeed(config: Path, tmp_path: Path) -> None:
+    """DeepSpeed's engine under its own launcher and under ours."""
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+    run = tmp_path / "theirs" / "run"
+    command = [ROOT / "launchers" / "deepspeed.sh", config, "--out", run, *DEEPSPEED]
+    theirs = finish(run, *command, launcher="environment", MASTER_PORT=str(free_port()))
+    assert theirs == run_with_nproc(config, tmp_path / "ours" / "run", *DEEPSPEED)
+
+
+def test_sigterm_to_the_parent_saves_and_exits_75(config: Path, tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "output.txt"
+    command = [sys.executable, "-m", "electra_dist", "pretrain", config, "--out", run]
+    endless = ["--schedule.num_steps", "1000000", "--metrics.eval_every", "1000000"]
+    with started(*command, *endless, "--nproc", "2", output=output) as process:
+        deadline = time.monotonic() + SECONDS
+        while not (run / "metrics.jsonl").exists():
+            assert process.poll() is None, output.read_text(errors="replace")[-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 75, output.read_text(errors="replace")[-4000:]
+    ended = json.loads((run / "attempts" / "0001" / "exit.json").read_text())
+    (saved,) = list_checkpoints(run)
+    assert ended == {
+        "reason": "stopped",
+        "step": saved.step,
+        "checkpoint": saved.folder.name,
+        "exit_code": 75,
+    }
+    assert len(read_manifest(saved.folder).shards) == 2
+    assert saved.step >= 1
+    last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["reason"], last["cause"]) == ("stop", "stopped", "SIGTERM")

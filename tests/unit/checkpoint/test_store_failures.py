@@ -1,0 +1,210 @@
+import errno
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from electra_dist.checkpoint.layout import list_checkpoints
+from electra_dist.checkpoint.store import CheckpointStore
+from electra_dist.errors import Superseded, UserError
+from electra_dist.runtime.attempt import Attempt
+from electra_dist.runtime.files import read_json_lines
+from tests.unit.checkpoint.fake_engine import (
+    SHAPES,
+    DictEngine,
+    a_store,
+    damage,
+    events,
+    names,
+    restored,
+    save,
+)
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+
+
+def test_a_rank_that_never_finishes_fails_the_save_and_is_named(run: Path) -> None:
+    attempt = Attempt.claim(run)
+    store = a_store(attempt, ranks=2, deadline=0.05)
+    assert not store.save(DictEngine(3, rank=0, ranks=2), 9, {})
+    assert names(run) == []
+    (event,) = read_json_lines(run / "events.jsonl")
+    assert event["event"] == "save_failed"
+    assert event["cause"] == "shard_00001.safetensors was not complete within 0.05 s"
+
+
+def test_a_rank_whose_disk_is_full_fails_the_save_for_all(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Attempt.claim(run)
+    with monkeypatch.context() as patched:
+        fill_the_disk(patched)
+        a_store(attempt, rank=1, ranks=2).save(DictEngine(3, rank=1, ranks=2), 9, {})
+    # Rank 0 does not wait for its deadline: the other one has said so.
+    assert not a_store(attempt, ranks=2, deadline=1e9).save(DictEngine(3, ranks=2), 9, {})
+    (event,) = read_json_lines(run / "events.jsonl")
+    assert "shard_00001.safetensors: " in event["cause"]
+    assert "No space left on device" in event["cause"]
+
+
+class Crash(BaseException):
+    """The process dies here: nothing catches this."""
+
+
+def crash_at_fsync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real, left = os.fsync, [number]
+
+    def fsync(descriptor: int) -> None:
+        if left[0] == 0:
+            raise Crash
+        left[0] -= 1
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_crash_at_any_point_leaves_the_previous_checkpoint_or_the_new_one(
+    run: Path, store: CheckpointStore, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 10)
+    is_saved = False
+    with monkeypatch.context() as patched:
+        crash_at_fsync(patched, number)
+        try:
+            is_saved = save(store, 20)
+        except Crash:
+            assert number < 8
+    later = a_store(Attempt.claim(run))
+    # Before anything is removed, only what is complete counts.
+    assert later.newest_name() in ("step_00000010", "step_00000020")
+    assert later.newest_name() == "step_00000020" or not is_saved
+    later.remove_leftovers()
+    assert all("tmp" not in name for name in names(run))
+    engine, state = restored(later)
+    assert state in ({"step": 10}, {"step": 20})
+    assert engine.equals(state["step"])
+    # Up to the rename (the 8th fsync is of the folder it is in) it is the old one.
+    assert state["step"] == (20 if number >= 7 else 10)
+    assert save(later, 20)
+    assert restored(later)[1] == {"step": 20}
+    assert names(run)[:2] == ["step_00000010", "step_00000020"]
+
+
+@pytest.mark.parametrize("part", ["shard", "shard cut", "shard gone", "state", "manifest"])
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    run: Path, store: CheckpointStore, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 20):
+        save(store, step)
+    folder = run / "checkpoints/step_00000020"
+    if part == "shard":
+        damage(run, 20)
+    elif part == "shard cut":
+        path = folder / "shard_00000.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    elif part == "shard gone":
+        (folder / "shard_00000.safetensors").unlink()
+    else:
+        (folder / f"{part}.json").write_text("{}")
+    engine, state = restored(a_store(Attempt.claim(run)))
+    assert state == {"step": 10}
+    assert engine.equals(10)
+    assert engine.num_restored == 1
+    assert names(run) == ["step_00000010", "step_00000020.bad"]
+    assert events(run)[-1] == ("bad_checkpoint", "step_00000020")
+    cause = read_json_lines(run / "events.jsonl")[-1]["cause"]
+    assert part.split()[0] in cause
+    assert "step_00000020 does not verify" in caplog.text
+    # The run goes on, and the bad one is kept for looking at.
+    later = a_store(Attempt.claim(run))
+    assert save(later, 20, seed=21)
+    assert restored(later)[0].equals(21)
+    damage(run, 20)
+    assert restored(later)[1] == {"step": 10}
+    assert names(run) == ["step_00000010", "step_00000020.bad", "step_00000020.bad.2"]
+
+
+def test_where_all_are_damaged_nothing_is_renamed_and_the_user_is_asked(
+    run: Path, store: CheckpointStore
+) -> None:
+    for step in (10, 20):
+        save(store, step)
+        damage(run, step)
+    num_events = len(events(run))
+    engine = DictEngine(seed=-1)
+    with pytest.raises(UserError, match=r"no checkpoint verifies \(.*step_00000020.*damaged"):
+        store.restore(engine, SHAPES)
+    assert engine.equals(-1)
+    assert engine.num_restored == 0
+    assert names(run) == ["step_00000010", "step_00000020"]
+    assert len(events(run)) == num_events
+
+
+def test_a_full_disk_keeps_the_run_and_the_older_checkpoints_alive(
+    run: Path,
+    store: CheckpointStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    save(store, 10)
+    with monkeypatch.context() as patched:
+        fill_the_disk(patched)  # for events.jsonl too: the log still says it
+        assert not save(store, 20)
+    assert "checkpoint of step 20 was not saved" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert names(run) == ["step_00000010"]
+    assert restored(store)[1] == {"step": 10}
+    assert save(store, 30)
+    assert restored(store)[1] == {"step": 30}
+
+
+def test_a_failed_write_is_an_event(
+    run: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 10)
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    for part in ("write_shard", "write_bytes_atomic", "write_json_atomic"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"electra_dist.checkpoint.store.{part}", refuse)
+            assert not save(store, 20)
+        event = read_json_lines(run / "events.jsonl")[-1]
+        assert (event["event"], event["step"]) == ("save_failed", 20)
+        assert "Disk quota exceeded" in event["cause"]
+        assert names(run) == ["step_00000010"]
+
+
+def test_what_the_disk_did_not_keep_is_not_committed(
+    run: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The disk says that it has written, and has not: the shard is read back before it counts.
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(len(data))))
+    assert not save(store, 10)
+    monkeypatch.undo()
+    assert names(run) == []
+    assert restored(store)[1] is None
+
+
+def test_a_superseded_attempt_commits_nothing(run: Path, store: CheckpointStore) -> None:
+    save(store, 10)
+    newer = a_store(Attempt.claim(run))
+    with pytest.raises(Superseded):
+        save(store, 20)
+    assert [info.step for info in list_checkpoints(run)] == [10]
+    # Both write the same step: the newer one's stands, whatever the other does then.
+    assert save(newer, 20, seed=2)
+    with pytest.raises(Superseded):
+        save(store, 20, seed=1)
+    newer.remove_leftovers()
+    assert names(run) == ["step_00000010", "step_00000020"]
+    assert restored(newer)[0].equals(2)

@@ -1,0 +1,94 @@
+"""Configs that could be: hypothesis draws every knob."""
+
+from hypothesis import strategies as st
+
+from electra_dist.config import schema
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import RunConfig
+
+
+def positive(largest: int) -> st.SearchStrategy[int]:
+    return st.integers(1, largest)
+
+
+def rates(low: float = 1e-12, high: float = 1e3) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False)
+
+
+SHARES = st.floats(0.0, 0.999)
+WIDTHS = st.one_of(st.integers(1, 64), st.integers(2, 16).map(lambda n: 64 * n))
+TEXTS = st.none() | st.text(max_size=8)
+MODELS = st.builds(
+    schema.ModelConfig,
+    num_layers=positive(48),
+    hidden_size=WIDTHS,
+    embedding_size=positive(1024),
+    generator_num_layers=positive(48),
+    generator_hidden_size=WIDTHS,
+    vocab_size=st.none() | positive(10**6),
+    max_position_embeddings=st.integers(512, 4096),
+    type_vocab_size=positive(4),
+    hidden_dropout=SHARES,
+    attention_dropout=SHARES,
+    layer_norm_eps=rates(),
+    initializer_range=rates(),
+)
+OBJECTIVES = st.builds(
+    schema.ObjectiveConfig,
+    name=st.sampled_from(["electra", "mlm"]),
+    mask_prob=st.floats(0.01, 0.9),
+    gen_weight=rates(0.0),
+    disc_weight=rates(0.0),
+    temperature=rates(),
+)
+DATA = st.builds(
+    schema.DataConfig,
+    corpus=TEXTS,
+    sequence_length=st.integers(8, 512),
+    packing=st.sampled_from(["full", "google"]),
+    shuffle_block_size=positive(10**6),
+    shuffle_window_blocks=positive(10**6),
+    prefetch_steps=st.integers(0, 100),
+)
+BATCHES = st.tuples(positive(64), positive(64)).map(
+    lambda sizes: schema.BatchConfig(
+        global_batch_size=sizes[0] * sizes[1], micro_batch_size=sizes[0]
+    )
+)
+SCHEDULES = st.builds(
+    schema.ScheduleConfig,
+    num_steps=st.integers(100, 10**7),
+    warmup_steps=st.integers(0, 99),
+    power=rates(),
+    stop_step=st.none() | positive(10**7),
+)
+ENGINES = st.one_of(
+    st.builds(
+        schema.EngineConfig,
+        kind=st.just("deepspeed"),
+        zero_stage=st.sampled_from([1, 2, 3]),
+        precision=st.sampled_from(["fp32", "bf16"]),
+        deepspeed_config=TEXTS,
+        threads_per_rank=st.none() | positive(256),
+        timeout_seconds=rates(),
+        deterministic=st.booleans(),
+    ),
+    st.builds(schema.EngineConfig, kind=st.just("reference"), zero_stage=st.just(0)),
+)
+CONFIGS = st.builds(
+    RunConfig,
+    recipe=st.sampled_from(list(RECIPES)),
+    seed=st.integers(0, 2**63 - 1),
+    model=MODELS,
+    objective=OBJECTIVES,
+    data=DATA,
+    batch=BATCHES,
+    optim=st.builds(schema.OptimConfig, learning_rate=rates(), beta1=SHARES, eps=rates()),
+    schedule=SCHEDULES,
+    engine=ENGINES,
+    checkpoint=st.builds(
+        schema.CheckpointConfig, every_steps=positive(10**6), keep_last=positive(100)
+    ),
+    resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
+    metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
+)

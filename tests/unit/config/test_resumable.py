@@ -1,0 +1,90 @@
+from typing import Any
+
+import pytest
+
+from electra_dist.config import files
+from electra_dist.config.schema import RunConfig
+
+# Another possible value for every knob of the small recipe; a new knob needs one too.
+OTHER: dict[str, Any] = {
+    "recipe": "tiny",
+    "seed": 1,
+    "model.num_layers": 6,
+    "model.hidden_size": 128,
+    "model.embedding_size": 64,
+    "model.generator_num_layers": 6,
+    "model.generator_hidden_size": 128,
+    "model.vocab_size": 100,
+    "model.max_position_embeddings": 1024,
+    "model.type_vocab_size": 3,
+    "model.hidden_dropout": 0.0,
+    "model.attention_dropout": 0.0,
+    "model.layer_norm_eps": 1e-6,
+    "model.initializer_range": 0.1,
+    "objective.name": "mlm",
+    "objective.mask_prob": 0.25,
+    "objective.gen_weight": 2.0,
+    "objective.disc_weight": 10.0,
+    "objective.temperature": 2.0,
+    "data.corpus": "elsewhere",
+    "data.sequence_length": 64,
+    "data.packing": "google",
+    "data.shuffle_block_size": 8,
+    "data.shuffle_window_blocks": 8,
+    "data.prefetch_steps": 0,
+    "batch.global_batch_size": 64,
+    "batch.micro_batch_size": 16,
+    "optim.learning_rate": 1e-4,
+    "optim.beta1": 0.8,
+    "optim.beta2": 0.98,
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0.0,
+    "optim.clip_norm": 2.0,
+    "schedule.num_steps": 20_000,
+    "schedule.warmup_steps": 1,
+    "schedule.power": 2.0,
+    "schedule.stop_step": 5,
+    "engine.kind": "reference",
+    "engine.zero_stage": 3,
+    "engine.precision": "bf16",
+    "engine.deepspeed_config": "zero.json",
+    "engine.threads_per_rank": 2,
+    "engine.timeout_seconds": 5.0,
+    "engine.deterministic": True,
+    "checkpoint.every_steps": 7,
+    "checkpoint.keep_last": 1,
+    "resilience.commit_timeout_seconds": 5.0,
+    "metrics.log_every": 1,
+    "metrics.eval_every": 5,
+    "metrics.eval_num_samples": 8,
+    "metrics.tensorboard": False,
+}
+# What a resume may change: where data lies, who computes it, when it is saved and measured.
+MAY_CHANGE = {"recipe", "data.corpus", "data.prefetch_steps", "schedule.stop_step"} | {
+    name
+    for name in OTHER
+    if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+}
+
+
+def test_every_knob_has_another_value_here() -> None:
+    assert OTHER.keys() == files.flatten(RunConfig()).keys()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_resume_may_change_what_decides_no_number(name: str) -> None:
+    section, _, field = name.rpartition(".")
+    values = {section: {field: OTHER[name]}} if section else {field: OTHER[name]}
+    changed = files.from_dict(values)
+    assert files.differences(RunConfig(), changed) == [
+        f"{name}: {files.flatten(RunConfig())[name]!r} -> {OTHER[name]!r}"
+    ]
+    may_change = name in MAY_CHANGE
+    assert (files.forbidden_differences(RunConfig(), changed) == []) == may_change
+    assert (files.fingerprint(changed) == files.fingerprint(RunConfig())) == may_change
+
+
+def test_every_resumable_name_is_a_knob_or_a_section() -> None:
+    flat = files.flatten(RunConfig())
+    for name in files.RESUMABLE_FIELDS:
+        assert name in flat or any(knob.startswith(f"{name}.") for knob in flat)
