@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The whole of electra_dist on real English text, in a few minutes on two cores. Run it by `make demo`.
-# DEMO_FOLDER (default build/demo) is made anew each time; DEMO_STEPS (default 240) is how long to train.
+# DEMO_FOLDER (default build/demo) is made anew each time; DEMO_STEPS (default 200) is how long to train.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${DEMO_FOLDER:-build/demo}
-steps=${DEMO_STEPS:-240}
+steps=${DEMO_STEPS:-200}
 half=$((steps / 2))
 corpus=$folder/corpus run=$folder/run task=$folder/data/task
 rm -rf "$folder"
@@ -51,7 +51,7 @@ for encoder in pretrained untrained; do
     options=()
     [[ $encoder == untrained ]] && options=(--reinitialize)
     electra-dist finetune --model "$folder/hf" --train "$task/train.tsv" --dev "$task/dev.tsv" \
-        --text text --label label --epochs 3 --lr 5e-4 --max-length 96 --out "$folder/finetuned_$encoder" "${options[@]}"
+        --text text --label label --epochs 2 --lr 5e-4 --max-length 64 --out "$folder/finetuned_$encoder" "${options[@]}"
 done
 
 say "6. Prediction"
