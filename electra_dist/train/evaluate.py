@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from electra_dist.data.store import Array
 from electra_dist.model.batch import Batch, Losses
@@ -95,6 +94,8 @@ def generator_metrics(answers: FloatArray, unigram_log_probs: FloatArray) -> dic
 
 def discriminator_metrics(judged: Judged) -> dict[str, float]:
     """Loss, accuracy, precision and recall over real tokens; AUC and AP over selected ones too."""
+    from sklearn.metrics import average_precision_score, roc_auc_score  # 1 s, not at every start
+
     logits, labels = judged.logits, judged.labels
     called = logits > 0
     hits = float((called & labels).sum())

@@ -72,8 +72,8 @@ def main() -> None:
 
     target, result_path, arguments = sys.argv[1:]
     module_name, function_name = target.split(":")
-    torch.set_num_threads(1)
     world = World.from_environment(os.environ)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.world_size))
     groups = start_process_group(world, timeout_seconds=120.0, always=True)
     function = getattr(importlib.import_module(module_name), function_name)
     result = function(groups, **json.loads(arguments))
