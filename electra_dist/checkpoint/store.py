@@ -126,6 +126,7 @@ class CheckpointStore:
     def remove_leftovers(self) -> None:
         """Remove what crashed saves of earlier attempts left behind (rank 0)."""
         if self._control.rank == 0:
+            self._attempt.check_current()
             for path in list_temporaries(self.run_folder):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -100,9 +100,15 @@ def to_json(config: RunConfig) -> str:
 def fingerprint(config: RunConfig) -> str:
     """Hash of the fields that decide which numbers a run computes.
 
-    What a resume may change is left out.
+    What a resume may change is left out, and so is what has its default: a knob that a later
+    version adds does not change the fingerprint of older runs.
     """
-    flat = {name: value for name, value in flatten(config).items() if not _is_resumable(name)}
+    defaults = flatten(RunConfig())
+    flat = {
+        name: value
+        for name, value in flatten(config).items()
+        if not _is_resumable(name) and value != defaults[name]
+    }
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 

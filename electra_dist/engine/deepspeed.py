@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -60,6 +61,8 @@ class DeepSpeedEngine:
             eps=optim.eps,
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
+            # Left alone, DeepSpeed takes cuda:LOCAL_RANK, which need not exist on this rank.
+            args=SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None,
             model=model,
             optimizer=self.optimizer,
             config=deepspeed_config(config, num_passes),

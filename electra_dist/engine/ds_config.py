@@ -18,7 +18,6 @@ ALLOWED_KEYS = (
     "prescale_gradients",
     "gradient_predivide_factor",
     "comms_logger",
-    "aio",
     "flops_profiler",
     "wall_clock_breakdown",
     "memory_breakdown",
@@ -94,4 +93,16 @@ def _read(path: str) -> dict[str, Any]:
                 f"{path}: key {key!r} is not taken from a DeepSpeed file, because the run's own "
                 f"config sets it; remove it (allowed are {', '.join(ALLOWED_KEYS)})"
             )
+    _refuse_unreachable_state(path, values.get("zero_optimization", {}))
     return values
+
+
+def _refuse_unreachable_state(path: str, zero: dict[str, Any]) -> None:
+    """Settings that keep or cut the state in ways that our checkpoints cannot read."""
+    for key, value in zero.items():
+        is_nvme = isinstance(value, dict) and value.get("device") == "nvme"
+        if is_nvme or key.startswith(("mics_", "zero_hpz_")):
+            raise UserError(
+                f"{path}: zero_optimization.{key} = {value!r} puts state where checkpoints do not "
+                'reach it; remove it, or off-load with "device": "cpu"'
+            )

@@ -86,7 +86,11 @@ class MetricsWriter:
             self._unwritten.clear()
         except OSError as error:
             log.error("metrics of step %d are not written yet: %s", step, error)
-        self._write_board(step, values, timing, evaluation or {})
+        try:
+            self._write_board(step, values, timing, evaluation or {})
+        except OSError as error:  # its writer thread hands a full disk on to the next call
+            self._board = None
+            log.error("TensorBoard's points of step %d are lost: %s", step, error)
         log.info("%s", console_line(step, self._num_steps, values, timing))
         if evaluation is not None:
             log.info("  held out  %s", "  ".join(f"{k} {v:.4g}" for k, v in evaluation.items()))

@@ -29,10 +29,9 @@ def train(run: Run) -> ExitReason:
         decision = decide(run.config, result.signs(run.state.step))
         evaluation = evaluate(run) if decision.evaluate else None
         run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
-        if decision.save:
-            run.save()
+        saved = run.save() if decision.save else True
         if decision.stop:
-            return decision.stop
+            return decision.stop if saved else ExitReason.FAILED
 
 
 @dataclass(frozen=True, kw_only=True)

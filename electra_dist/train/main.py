@@ -15,7 +15,7 @@ from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import Superseded, UserError
 from electra_dist.resilience.guard import ExitReason
-from electra_dist.runtime.collectives import leave
+from electra_dist.runtime.collectives import CollectiveError, leave
 from electra_dist.runtime.world import World
 from electra_dist.train.build import Run, assemble
 from electra_dist.train.join import Joined, join
@@ -44,6 +44,8 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
             raise  # no rank has met another: nobody waits for this one
         if world.is_leader:
             print(f"electra-dist: {error}", file=sys.stderr)
+        else:
+            log.error("%s", error)  # what only this rank may have seen stands in its log
         _leave(joined, run, "failed", 2)
     except Superseded as error:
         log.error("%s", error)
@@ -54,7 +56,7 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         # The trace is for the rank's log; where no log exists yet, for the console.
         log.error("rank %d failed: %s: %s", world.rank, type(error).__name__, error)
         log.debug("%s", traceback.format_exc())
-        if joined is None:
+        if joined is None and not isinstance(error, CollectiveError):
             traceback.print_exc()
         _leave(joined, run, "failed", 1)
     return reason.exit_code
@@ -64,7 +66,10 @@ def _finish(run: Run, reason: ExitReason) -> None:
     """Leave together, then rank 0 writes exit.json as its last act."""
     if run.world.is_leader:
         cause = run.stop_signals.received if reason is ExitReason.STOPPED else None
-        run.events.append("stop", step=run.state.step, reason=reason.value, cause=cause)
+        try:
+            run.events.append("stop", step=run.state.step, reason=reason.value, cause=cause)
+        except OSError as error:  # a full disk makes no failure of a run that is saved
+            log.error("the event stop could not be written: %s", error)
         log.info("%s at step %d, %s", reason.value, run.state.step, run.store.newest_name())
     run.close()
     run.groups.shutdown(graceful=True)
@@ -79,12 +84,16 @@ def _finish(run: Run, reason: ExitReason) -> None:
 
 def _leave(joined: Joined | None, run: Run | None, reason: str, exit_code: int) -> NoReturn:
     """End this process after an error: others may wait in a collective that never completes."""
-    if joined is not None and joined.groups.world.is_leader:
-        newest = list_checkpoints(joined.attempt.run_folder)[-1:]
-        joined.attempt.write_exit(
-            reason=reason,
-            step=run.state.step if run else 0,
-            checkpoint=newest[0].folder.name if newest else None,
-            exit_code=exit_code,
-        )
-    leave(exit_code)
+    try:
+        if joined is not None and joined.groups.world.is_leader:
+            newest = list_checkpoints(joined.attempt.run_folder)[-1:]
+            joined.attempt.write_exit(
+                reason=reason,
+                step=run.state.step if run else 0,
+                checkpoint=newest[0].folder.name if newest else None,
+                exit_code=exit_code,
+            )
+    except OSError as error:
+        log.error("exit.json could not be written: %s", error)
+    finally:
+        leave(exit_code)

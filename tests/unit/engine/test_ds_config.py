@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import EngineConfig, RunConfig
 from electra_dist.engine.ds_config import (
     ALLOWED_KEYS,
@@ -125,3 +126,21 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, config: RunConfig
         engine = EngineConfig(deepspeed_config=str(path))
         with pytest.raises(UserError, match=words):
             check_deepspeed_config(replace(config, engine=engine))
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {"offload_optimizer": {"device": "nvme"}},
+        {"mics_shard_size": 2},
+        {"zero_hpz_partition_size": 2},
+    ],
+)
+def test_state_that_no_checkpoint_would_reach_is_refused(
+    zero: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    engine = EngineConfig(zero_stage=3, deepspeed_config=str(path))
+    with pytest.raises(UserError, match="checkpoints do not"):
+        check_deepspeed_config(replace(RECIPES["tiny"](), engine=engine))

@@ -1,0 +1,43 @@
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from electra_dist.config.recipes import RECIPES
+from electra_dist.engine.protocol import LocalResult
+from electra_dist.resilience.guard import ExitReason
+from electra_dist.runtime.control import Control
+from electra_dist.runtime.world import World
+from electra_dist.train.loop import train
+from electra_dist.train.state import RunState
+
+
+def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
+    """One step of a run whose engine and stream do nothing."""
+    sums = dict.fromkeys(
+        ("loss", "generator_loss", "discriminator_loss", "replaced_share", "tokens"), 1.0
+    )
+    world = World.from_environment({})
+    config = RECIPES["tiny"]()
+    return SimpleNamespace(
+        config=replace(config, schedule=replace(config.schedule, stop_step=1)),
+        state=RunState(),
+        stream=SimpleNamespace(micro_batches=lambda *_: []),
+        engine=SimpleNamespace(step=lambda *_: LocalResult(sums=sums, checksum=0, grad_norm=1.0)),
+        control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
+        stop_signals=SimpleNamespace(received=received),
+        stop_file_exists=lambda: False,
+        ledger_step=lambda *_: None,
+        record=lambda *_: None,
+        frozen=None,
+        save=lambda: disk_takes_it,
+    )
+
+
+@pytest.mark.parametrize("received", [None, "SIGTERM"])
+def test_a_run_whose_last_save_failed_does_not_say_that_its_state_is_saved(
+    received: str | None,
+) -> None:
+    assert train(a_run(disk_takes_it=False, received=received)) is ExitReason.FAILED
+    assert train(a_run(disk_takes_it=True, received=received)) is ExitReason.FINISHED
