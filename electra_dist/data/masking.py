@@ -74,16 +74,16 @@ def mask_rows(
     candidates_BL = slots_L < num_tokens_B[:, None]
     for never in rule.never:
         candidates_BL &= input_ids_BL != never
-    # A random 32-bit key above the slot's own number: sorting the words sorts slots by key, with no
-    # argsort. numpy sorts 64-bit words with SIMD, which is several times faster than an indirect
-    # partition.
-    words_BL = _draws(rule.seed, _SELECT, sample_positions_B, length).astype(np.uint64)
-    words_BL <<= np.uint64(32)
-    words_BL |= slots_L.astype(np.uint64)
-    words_BL[~candidates_BL] = np.uint64(0xFFFFFFFFFFFFFFFF)
+    # Random high bits over the slot's own number: sorting the words sorts the slots at random, with
+    # no argsort; numpy sorts 32-bit words with SIMD. 25 random bits at L = 128, 23 at 512.
+    slot_mask = np.uint32((1 << max(1, (length - 1).bit_length())) - 1)
+    words_BL = _draws(rule.seed, _SELECT, sample_positions_B, length)
+    words_BL &= ~slot_mask
+    words_BL |= slots_L.astype(np.uint32)
+    words_BL[~candidates_BL] = np.uint32(0xFFFFFFFF)
     words_BL.sort(axis=1)
     num_slots = min(rule.max_masked, length)
-    positions_BN = (words_BL[:, :num_slots] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    positions_BN = (words_BL[:, :num_slots] & slot_mask).astype(np.int64)
 
     num_selected_B = num_selected(num_tokens_B, rule.mask_prob, num_slots)
     used_BN = np.arange(num_slots) < np.minimum(num_selected_B, candidates_BL.sum(axis=1))[:, None]
