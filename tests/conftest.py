@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from capabilities import CAPABILITIES, required
 
@@ -26,6 +27,10 @@ for _name in [
     or name.startswith(("SLURM_", "OMPI_COMM_WORLD_", "PMIX_"))
 ]:
     del os.environ[_name]
+
+# No deadline, which would be an assertion on wall time; the same examples in every run.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 
 def pytest_configure() -> None:
