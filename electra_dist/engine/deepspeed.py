@@ -20,7 +20,14 @@ from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.ds_config import deepspeed_config
 from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
-from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
+from electra_dist.engine.protocol import (
+    Fragment,
+    LocalResult,
+    StepSums,
+    even_range,
+    even_shares,
+    to_batch,
+)
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.world import World
@@ -110,13 +117,8 @@ class DeepSpeedEngine:
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """See `Engine.owned_fragments`: at stage 0 an even share of the copies, else the shards."""
-        for fragment in self.local_fragments():
-            if self._stage > 0:
-                yield fragment
-                continue
-            start, stop = even_range(len(fragment.values), self._world.rank, self._world.world_size)
-            if stop > start:
-                yield fragment._replace(start=start, values=fragment.values[start:stop])
+        local = self.local_fragments()
+        return local if self._stage > 0 else even_shares(local, self._world)
 
     @torch.no_grad()
     def state_restored(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from electra_dist.data.stream import MicroBatch
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,3 +130,11 @@ def even_range(num_elements: int, rank: int, world_size: int) -> tuple[int, int]
     """The part of a replicated parameter that `rank` saves: ceil(n / W) elements, the last less."""
     piece = -(-num_elements // world_size)
     return min(rank * piece, num_elements), min((rank + 1) * piece, num_elements)
+
+
+def even_shares(fragments: Iterable[Fragment], world: World) -> Iterator[Fragment]:
+    """What this rank saves of state that every rank holds whole."""
+    for fragment in fragments:
+        start, stop = even_range(len(fragment.values), world.rank, world.world_size)
+        if stop > start:
+            yield fragment._replace(start=start, values=fragment.values[start:stop])

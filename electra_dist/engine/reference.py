@@ -12,7 +12,7 @@ from torch import nn
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
-from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_range, to_batch
+from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_shares, to_batch
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.world import World
@@ -78,10 +78,7 @@ class ReferenceEngine:
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """See `Engine.owned_fragments`: an even share of every parameter."""
-        for fragment in self.local_fragments():
-            start, stop = even_range(len(fragment.values), self._world.rank, self._world.world_size)
-            if stop > start:
-                yield fragment._replace(start=start, values=fragment.values[start:stop])
+        return even_shares(self.local_fragments(), self._world)
 
     def state_restored(self) -> None:
         """The model computes with the master weights themselves: nothing to do."""
