@@ -322,6 +322,8 @@ class CheckpointConfig:
     """Save after every so many steps; a stop and the end save as well."""
     keep_last: int = 3
     """Newest checkpoints to keep; older ones go once a newer one has been verified."""
+    asynchronous: bool = True
+    """Train on while a save is written: takes host memory of twice what a rank saves."""
 
     def __post_init__(self) -> None:
         _require_positive("checkpoint", every_steps=self.every_steps, keep_last=self.keep_last)

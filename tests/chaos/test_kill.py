@@ -78,7 +78,8 @@ def test_a_killed_run_ends_like_the_calm_one(
         or json.loads((broken / "attempts" / "0001" / "exit.json").read_text())["reason"]
         == "failed"
     )
-    assert list_checkpoints(broken)[-1].step in (16, 24, 32)
+    # The save of step 16 may still have been in flight; the run had 12 steps more to go at most.
+    assert list_checkpoints(broken)[-1].step in (8, 16, 24, 32)
 
     assert start(corpus, broken, stage, ranks).wait(timeout=120) == 0
     newest = [list_checkpoints(run)[-1].folder for run in (calm, broken)]

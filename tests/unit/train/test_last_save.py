@@ -28,10 +28,11 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
         stop_file_exists=lambda: False,
+        store=SimpleNamespace(signs=lambda: (0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
         record=lambda *_: None,
         frozen=None,
-        save=lambda: disk_takes_it,
+        save=lambda: None,
     )
 
 
