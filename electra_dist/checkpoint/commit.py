@@ -242,10 +242,10 @@ def free_name(folder: Path, suffix: str) -> Path:
 
 
 def _read_note(path: Path, serial: int) -> dict[str, Any] | None:
-    """A done or failed file of this save; None where there is none, or an earlier save's."""
+    """A done or failed file of this save; None where there is none yet, or an earlier save's."""
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # not there, or a passing error: it is asked for again until the deadline
         return None
     try:
         note: dict[str, Any] = json.loads(text)

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -31,7 +33,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(made_up.corpus(tmp_path_factory.mktemp("corpus"), length=32))
 
 
-def start(corpus: str, run: Path, stage: str, ranks: int) -> subprocess.Popen[bytes]:
+def start(
+    corpus: str, run: Path, stage: str, ranks: int, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
     """`electra-dist pretrain --nproc`: 40 steps of a small model, saved every 8."""
     engine = (
         ["--engine.kind", "reference"] if stage == "reference" else ["--engine.zero_stage", stage]
@@ -44,7 +48,7 @@ def start(corpus: str, run: Path, stage: str, ranks: int) -> subprocess.Popen[by
     command += ["--batch.micro_batch_size", "2", "--engine.threads_per_rank", "1"]
     command += ["--checkpoint.every_steps", "8", "--metrics.log_every", "1"]
     command += ["--metrics.eval_every", "20", "--metrics.no-tensorboard"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
 
 

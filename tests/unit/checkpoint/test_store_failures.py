@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import pytest
 
+from electra_dist.checkpoint import layout
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.errors import Superseded, UserError
@@ -102,6 +103,38 @@ def test_where_all_are_damaged_nothing_is_renamed_and_the_user_is_asked(
     assert engine.num_restored == 0
     assert names(run) == ["step_00000010", "step_00000020"]
     assert len(events(run)) == num_events
+
+
+def fail_reads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """The next so many reads of a file fail as those of a stale NFS handle do."""
+    real, left = os.pread, [times]
+    monkeypatch.setattr(layout, "RETRY_PAUSES_SECONDS", (0.0, 0.0))
+
+    def pread(*arguments: int) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    return left
+
+
+def test_a_read_error_that_passes_condemns_no_checkpoint(
+    run: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        save(store, step)
+    left = fail_reads(monkeypatch, 2)
+    assert restored(store)[1] == {"step": 20}
+    assert left == [0]
+    assert names(run) == ["step_00000010", "step_00000020"]
+    # One that stays is a bad checkpoint after three tries.
+    left = fail_reads(monkeypatch, 3)
+    assert restored(store)[1] == {"step": 10}
+    assert names(run) == ["step_00000010", "step_00000020.bad"]
+    cause = read_json_lines(run / "events.jsonl")[-1]["cause"]
+    assert "cannot be read (Stale file handle, 3 times)" in cause
 
 
 def test_a_full_disk_keeps_the_run_and_the_older_checkpoints_alive(
