@@ -38,6 +38,7 @@ from electra_dist.checkpoint.layout import (
     step_of,
     uncovered,
 )
+from electra_dist.checkpoint.parity import write_parity
 from electra_dist.checkpoint.shard import Piece, verify_shard, write_shard
 from electra_dist.errors import Superseded
 from electra_dist.runtime.attempt import Attempt, Events
@@ -72,6 +73,7 @@ class Committer:
     world_size: int
     keep_last: int
     commit_timeout_seconds: float
+    parity: bool
 
     @property
     def _checkpoints(self) -> Path:
@@ -162,6 +164,7 @@ class Committer:
         problems = uncovered(parameters, ranges)
         if problems:
             raise CorruptCheckpoint(f"the ranks' parts do not cover the model: {problems[0]}")
+        parity = write_parity(folder, records) if self.parity else None
         state = (json.dumps(save.state, indent=2) + "\n").encode()
         write_bytes_atomic(folder / "state.json", state)
         manifest = Manifest(
@@ -170,6 +173,7 @@ class Committer:
             parameters=parameters,
             shards=records,
             state_xxh3_128=xxhash.xxh3_128_hexdigest(state),
+            parity=parity,
         )
         for record in records:
             (folder / f"{record.file}.done.json").unlink()

@@ -6,6 +6,7 @@ No torch, no numpy: login nodes read this.
         manifest.json               written last; a folder without it is not a checkpoint
         state.json                  step, position, fingerprints
         shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in metadata
+        parity.xor                  where checkpoint.parity is on: rebuilds one lost shard
     checkpoints/step_00001000.tmp-2     being written by attempt 2, or left by its crash
     checkpoints/step_00001000.bad       did not verify; kept aside
     checkpoints/step_00001000.abandoned superseded by a roll-back
@@ -72,6 +73,8 @@ class Manifest:
     shards: list[ShardRecord]
     state_xxh3_128: str
     """Hash of state.json."""
+    parity: ShardRecord | None = None
+    """The file from which a lost shard can be rebuilt, where there is one."""
 
     @property
     def num_bytes(self) -> int:
@@ -172,7 +175,9 @@ def read_manifest(folder: Path) -> Manifest:
             "install a newer one"
         )
     shards = [ShardRecord(**shard) for shard in body.pop("shards")]
-    return Manifest(**body, shards=shards)
+    parity = body.pop("parity", None)  # none in format version 1
+    parity = ShardRecord(**parity) if parity else None
+    return Manifest(**body, shards=shards, parity=parity)
 
 
 def read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -91,13 +92,16 @@ class CheckpointReader:
         return self.read_range(parameter, kind, 0, math.prod(shape)).reshape(shape)
 
     def verify(self) -> None:
-        """Check every byte of every shard.
+        """Check every byte of every shard, and of the parity file.
 
         Raises:
             CorruptCheckpoint: one is not what was written.
         """
         for number in range(len(self.manifest.shards)):
             self._shard(number).verify()
+        if self.manifest.parity is not None:
+            with closing(ShardReader(self.folder, self.manifest.parity)) as parity:
+                parity.verify()
 
     def _shard(self, number: int) -> ShardReader:
         if number not in self._open_shards:

@@ -64,7 +64,7 @@ def write_shard(path: Path, pieces: Sequence[Piece]) -> ShardRecord:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             for chunk in chunks:
-                _write_all(descriptor, chunk)
+                write_all(descriptor, chunk)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -106,7 +106,8 @@ def hash_blocks(chunks: Sequence[memoryview]) -> list[str]:
     return hashes
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write every byte, in as many writes as it takes."""
     while len(data):  # a write may be short: quota, signals, 2 GiB, a parallel file system
         data = data[os.write(descriptor, data) :]
 

@@ -25,6 +25,7 @@ from electra_dist.checkpoint.layout import (
     list_temporaries,
     step_of,
 )
+from electra_dist.checkpoint.parity import repair
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.checkpoint.shard import Piece
 from electra_dist.engine.protocol import Engine
@@ -58,6 +59,7 @@ class CheckpointStore:
         keep_last: newest checkpoints to keep.
         commit_timeout_seconds: how long rank 0 waits for the other ranks' files.
         asynchronous: go on training while a save is written; else a save returns when it is done.
+        parity: write a file with each checkpoint from which one lost shard can be rebuilt.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class CheckpointStore:
         keep_last: int,
         commit_timeout_seconds: float,
         asynchronous: bool = True,
+        parity: bool = False,
     ) -> None:
         self.run_folder = attempt.run_folder
         self._folder = checkpoints_folder(attempt.run_folder)
@@ -79,6 +82,7 @@ class CheckpointStore:
             world_size=control.world_size,
             keep_last=keep_last,
             commit_timeout_seconds=commit_timeout_seconds,
+            parity=parity,
         )
         self._writer = BackgroundWriter(self._committer.carry_out)
         self._buffers: HostBuffers | None = None
@@ -187,8 +191,9 @@ class CheckpointStore:
         """
         bad: list[tuple[CheckpointInfo, str]] = []
         for info in self._candidates():
-            values, state, problem = self._read(info, engine, parameter_shapes)
-            problems = [p for p in self._control.all_gather_objects(problem) if p]
+            values, state, problems = self._read_on_all(info, engine, parameter_shapes)
+            if problems and self._repair(info, problems[0]):
+                values, state, problems = self._read_on_all(info, engine, parameter_shapes)
             if problems:
                 bad.append((info, problems[0]))
                 continue
@@ -222,6 +227,30 @@ class CheckpointStore:
         names = self._control.broadcast_json(names, name="list of checkpoints")
         folders = [self._folder / name for name in names]
         return [CheckpointInfo(step=step_of(folder), folder=folder) for folder in folders]
+
+    def _read_on_all(
+        self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
+    ) -> tuple[list[torch.Tensor], dict[str, Any], list[str]]:
+        """`_read`, and what is wrong on any rank."""
+        values, state, problem = self._read(info, engine, shapes)
+        problems = self._control.all_gather_objects(problem, name="reading a checkpoint")
+        return values, state, [problem for problem in problems if problem]
+
+    def _repair(self, info: CheckpointInfo, problem: str) -> bool:
+        """Rank 0 rebuilds what is damaged where there is a parity file; the same on every rank."""
+        rebuilt: list[str] = []
+        if self._control.rank == 0:
+            self._attempt.check_current()
+            try:
+                rebuilt = repair(info.folder)
+            except (CorruptCheckpoint, OSError) as error:
+                log.info("no repair: %s", error)
+            if rebuilt:
+                log.warning("%s: rebuilt %s", info.folder, ", ".join(rebuilt))
+                self._committer.record(
+                    "repair", checkpoint=info.folder.name, files=rebuilt, cause=problem
+                )
+        return bool(self._control.broadcast_json(rebuilt, name="repair of a checkpoint"))
 
     def _read(
         self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]

@@ -137,6 +137,7 @@ def assemble(joined: Joined) -> Run:
             keep_last=config.checkpoint.keep_last,
             commit_timeout_seconds=config.resilience.commit_timeout_seconds,
             asynchronous=config.checkpoint.asynchronous,
+            parity=config.checkpoint.parity,
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,

@@ -61,6 +61,7 @@ def a_store(
     ranks: int = 1,
     deadline: float = 5.0,
     asynchronous: bool = True,
+    parity: bool = False,
 ) -> CheckpointStore:
     """Without a process group an exchange returns what this rank gave: that is enough here."""
     world = replace(
@@ -77,6 +78,7 @@ def a_store(
         keep_last=keep_last,
         commit_timeout_seconds=deadline,
         asynchronous=asynchronous,
+        parity=parity,
     )
 
 

@@ -91,6 +91,7 @@ CONFIGS = st.builds(
         every_steps=positive(10**6),
         keep_last=positive(100),
         asynchronous=st.booleans(),
+        parity=st.booleans(),
     ),
     resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
     metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
