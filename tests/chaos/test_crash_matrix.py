@@ -86,6 +86,25 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return corpus, folder / "run"
 
 
+def test_a_save_that_fails_beside_the_training_is_an_event_and_the_run_goes_on(
+    shim: Path, tmp_path: Path
+) -> None:
+    corpus = str(made_up.corpus(tmp_path, length=32))
+    run = tmp_path / "run"
+    environ = {
+        "LD_PRELOAD": str(shim),
+        "IO_FAULTS": f"{run / 'checkpoints'} 30 5",  # one EIO, within the first save's shard
+        "IO_FAULTS_RANK": "0",
+    }
+    assert start(corpus, run, "reference", 1, environ).wait(timeout=240) == 0
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    saves = [(e["event"], e["step"]) for e in events if e["event"].startswith("save")]
+    assert saves == [("save_failed", 8), *(("save", step) for step in (16, 24, 32, 40))]
+    assert [info.step for info in list_checkpoints(run)] == [24, 32, 40]
+    log = (run / "attempts/0001/rank_00000.log").read_text()
+    assert "a checkpoint could not be saved" in log
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_a_real_run_that_is_killed_at_a_drawn_call_ends_like_the_calm_one(
