@@ -60,8 +60,8 @@ class Save:
     parameter_shapes: dict[str, tuple[int, ...]]
     pieces: list[Piece]
     """What this rank owns, in memory that stays as it is until the save is done."""
-    blocked_seconds: float
-    """How long the training thread was held up for the copy."""
+    blocked_seconds: float | None
+    """How long the training thread was held up for the copy; None: for the whole save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,10 @@ class Committer:
             shutil.rmtree(folder, ignore_errors=True)  # first: the event may need the room
             self.record("save_failed", step=save.step, cause=problem)
             return False
+        seconds = time.monotonic() - started
+        blocked = seconds if save.blocked_seconds is None else save.blocked_seconds
         self.record(
-            "save",
-            step=save.step,
-            seconds=round(time.monotonic() - started, 3),
-            blocked_seconds=round(save.blocked_seconds, 3),
+            "save", step=save.step, seconds=round(seconds, 3), blocked_seconds=round(blocked, 3)
         )
         self._retire_old()
         return True

@@ -122,7 +122,7 @@ class CheckpointStore:
                 state=state,
                 parameter_shapes=engine.parameter_shapes,
                 pieces=pieces,
-                blocked_seconds=time.monotonic() - started,
+                blocked_seconds=time.monotonic() - started if self._asynchronous else None,
             )
         )
         self._num_begun += 1

@@ -105,6 +105,8 @@ def test_a_synchronous_save_is_done_when_it_returns(run: Path) -> None:
     store.save(DictEngine(1), 10, {"step": 10})
     assert names(run) == ["step_00000010"]
     store.close()
+    (event,) = read_json_lines(run / "events.jsonl")
+    assert event["blocked_seconds"] == event["seconds"]
 
 
 def test_a_failed_save_is_told_once_and_a_later_good_one_counts(
