@@ -76,7 +76,7 @@ def _is_leader() -> bool:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take `--section.field value` and `--seed value` out: tyro reads these, argparse the rest."""
-    from electra_dist.config.files import is_flag
+    from electra_dist.config.files import is_flag, takes_many
 
     left = list(words)
     plain: list[str] = []
@@ -87,6 +87,10 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         is_override = name == "--seed" or (name.startswith("--") and "." in name)
         (overrides if is_override else plain).append(word)
         if not is_override or equals or not left or left[0].startswith("--"):
+            continue
+        if takes_many(word):
+            while left and not left[0].startswith("--"):
+                overrides.append(left.pop(0))
             continue
         # A flag takes no value; `true` behind one is for tyro to refuse, and no file to read.
         if not is_flag(word) or left[0].lower() in ("true", "false"):

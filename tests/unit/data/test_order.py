@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from electra_dist.data.order import Order, permute
+from electra_dist.data.order import Order
+from electra_dist.data.permutation import permute
 
 ORDERS = st.builds(
     Order,
