@@ -159,7 +159,7 @@ class DataConfig:
     corpus: str | None = None
     """Folder made by `electra-dist corpus build` and packed by `electra-dist corpus pack`."""
     blend: dict[str, int] = field(default_factory=dict)
-    """Several such folders by weight: a table [data.blend] "wiki" = 3, or --data.blend wiki 3 web 1."""
+    """Several of them by weight: a table [data.blend] "wiki" = 3, or --data.blend wiki 3 web 1."""
     sequence_length: int = 128
     """Tokens in a row, [CLS] and [SEP] included; the corpus must be packed at this length."""
     packing: Literal["full", "google"] = "full"

@@ -23,16 +23,7 @@ from electra_dist.data.permutation import Epochs
 from electra_dist.runtime.keys import fold
 
 Skips = tuple[tuple[int, int], ...]
-"""Skipped intervals [first, last) of positions, in order, none touching or crossing the next."""
-
-
-def check_skips(skips: Skips) -> None:
-    """Raises ValueError unless the intervals hold positions, stand in order and don't overlap."""
-    end = 0
-    for first, last in skips:
-        if not end <= first < last:
-            raise ValueError(f"[{first}, {last}) is empty, negative, or not behind {end}")
-        end = last
+"""Skipped intervals [first, last) of positions, in order and disjoint."""
 
 
 def unskipped(positions: NDArray[np.int64], skips: Skips) -> NDArray[np.int64]:
@@ -44,7 +35,20 @@ def unskipped(positions: NDArray[np.int64], skips: Skips) -> NDArray[np.int64]:
     # Interval j stands in the way once as many positions have been used as lie unskipped before it.
     used_before = intervals[:, 0] - np.concatenate([[0], skipped[:-1]])
     passed = np.searchsorted(used_before, positions, side="right")
-    return positions + np.concatenate([[0], skipped])[passed]
+    unused: NDArray[np.int64] = np.concatenate([[0], skipped])[passed]
+    return positions + unused
+
+
+def skipping(skips: Skips, first: int, last: int) -> Skips:
+    """The skips that also leave out what `skips` puts at used positions [first, last)."""
+    start, end = (int(one) for one in unskipped(np.array([first, last - 1], np.int64), skips))
+    merged: list[tuple[int, int]] = []
+    for interval in sorted([*skips, (start, end + 1)]):
+        if merged and interval[0] <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], interval[1]))
+        else:
+            merged.append(interval)
+    return tuple(merged)
 
 
 @dataclass(frozen=True, kw_only=True)
