@@ -94,10 +94,12 @@ class Corpora:
             lane_run=config.batch.micro_batch_size if data.num_lanes > 1 else 1,
         )
 
-    def reader(self) -> RowReader | BlendReader:
-        """Reads training rows by id."""
-        pairs = zip(self.corpora, self.packings, strict=True)
-        readers = [RowReader(corpus, packing, "train") for corpus, packing in pairs]
+    def reader(self, *, word_starts: bool = False) -> RowReader | BlendReader:
+        """Reads training rows by id, with the starts of their words where those are asked for."""
+        readers = [
+            RowReader(corpus, packing, "train", word_starts=word_starts)
+            for corpus, packing in zip(self.corpora, self.packings, strict=True)
+        ]
         return readers[0] if len(readers) == 1 else BlendReader(readers)
 
     def unigram_counts(self) -> Array:

@@ -47,21 +47,28 @@ class MicroBatch:
     num_tokens_B: NDArray[np.int64]
     masked_positions_BN: NDArray[np.int64]
     masked_weights_BN: NDArray[np.float32]
+    block_ids_BL: NDArray[np.int16] | None = None
+    """Packed rows only: 1, 2 ... for the documents of a row, 0 for padding."""
+    position_ids_BL: NDArray[np.int32] | None = None
+    """Packed rows only: positions, from 0 in every block."""
 
     @cached_property
     def checksum(self) -> int:
         """xxh3-64 of the tensors that the engine is given: the ledger adds them up over a step."""
         digest = xxhash.xxh3_64(self.index.to_bytes(8, "little"))
-        arrays: tuple[Array, ...] = (
+        arrays: tuple[Array | None, ...] = (
             self.input_ids_BL,
             self.masked_ids_BL,
             self.token_type_ids_BL,
             self.num_tokens_B,  # the attention mask follows from it
             self.masked_positions_BN,
             self.masked_weights_BN,
+            self.block_ids_BL,
+            self.position_ids_BL,
         )
         for array in arrays:
-            digest.update(np.ascontiguousarray(array).data)
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.intdigest()
 
 
@@ -92,14 +99,17 @@ class CorpusStream:
         passes(rank, world_size, config.batch.num_micro_batches)
         special = corpora.first.special_ids
         self._batch = config.batch
-        self._reader = corpora.reader()
+        objective = config.objective
+        self._reader = corpora.reader(word_starts=objective.masking == "whole_word")
         self.order = corpora.order(config)
         self._rule = MaskRule(
             seed=config.seed,
-            mask_prob=config.objective.mask_prob,
+            mask_prob=objective.mask_prob,
             max_masked=config.max_masked,
             mask_id=special.mask,
             never=(special.cls, special.sep, special.mask),
+            masking=objective.masking,
+            mean_span_length=objective.mean_span_length,
         )
         self._skips = config.data.skips
         self._world_size = world_size
@@ -146,7 +156,9 @@ class CorpusStream:
         """Rows and masks of micro-batch `index` of the step that starts at `first_position`."""
         positions = self.positions(index, first_position, skips)
         rows = self._reader.read(self.sample_ids(positions))
-        masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, self._rule)
+        masks = mask_rows(
+            rows.input_ids_BL, rows.num_tokens_B, positions, self._rule, rows.word_start_BL
+        )
         return MicroBatch(
             step=step,
             index=index,
@@ -157,6 +169,8 @@ class CorpusStream:
             num_tokens_B=rows.num_tokens_B,
             masked_positions_BN=masks.positions_BN,
             masked_weights_BN=masks.weights_BN,
+            block_ids_BL=rows.block_ids_BL,
+            position_ids_BL=rows.position_ids_BL,
         )
 
     def passes(self, first_position: int, skips: Skips | None = None) -> list[Pass]:

@@ -11,8 +11,8 @@ import torch
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.frozen import read_frozen
-from electra_dist.data.store import Corpus, Packing
 from electra_dist.data.passes import passes
+from electra_dist.data.store import Corpus, Packing
 from electra_dist.engine.ds_config import check_deepspeed_config
 from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named

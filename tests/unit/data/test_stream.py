@@ -103,7 +103,10 @@ def test_all_world_and_micro_batch_sizes_train_on_the_same_rows(
     never = (ids.cls, ids.sep, ids.mask)
     rule = MaskRule(seed=5, mask_prob=0.2, max_masked=6, mask_id=ids.mask, never=never)
     masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, rule)
-    expected = {**rows._asdict(), "masked_ids_BL": masks.masked_ids_BL}
+    segments = rows._asdict()
+    for name in ("block_ids_BL", "position_ids_BL", "word_start_BL"):
+        assert segments.pop(name) is None
+    expected = {**segments, "masked_ids_BL": masks.masked_ids_BL}
     expected |= {"masked_positions_BN": masks.positions_BN, "masked_weights_BN": masks.weights_BN}
     assert expected.keys() == set(ARRAYS)
     for name, array in rows_of(real).items():
