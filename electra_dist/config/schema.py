@@ -220,9 +220,9 @@ class DataConfig:
         )
 
     @property
-    def weights(self) -> dict[str, int]:
-        """Folder and weight of every corpus; empty where none is named."""
-        return self.blend or ({self.corpus: 1} if self.corpus is not None else {})
+    def folders(self) -> tuple[str, ...]:
+        """The folder of every corpus; none where the config names none yet."""
+        return tuple(self.blend) or ((self.corpus,) if self.corpus is not None else ())
 
     def _check_blend(self) -> None:
         _require(

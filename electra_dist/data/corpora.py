@@ -21,6 +21,20 @@ from electra_dist.data.store import Array, Corpus, Packing, fingerprint_of
 from electra_dist.errors import UserError
 
 
+def open_corpora(data: DataConfig) -> list[Corpus]:
+    """Open what `data.corpus` or `data.blend` names.
+
+    Raises:
+        UserError: neither is set, or a folder is no whole corpus.
+    """
+    if not data.folders:
+        raise UserError(
+            "data.corpus is not set; give --data.corpus CORPUS, "
+            "a folder made by `electra-dist corpus build`"
+        )
+    return [Corpus.open(folder) for folder in data.folders]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Corpora:
     """Opened corpora and their packings at one length, in the order of the config."""
@@ -31,23 +45,21 @@ class Corpora:
 
     @classmethod
     def open(cls, data: DataConfig) -> Corpora:
-        """Open what `data.corpus` or `data.blend` names.
+        """Open what `data` names, and the packings it asks for.
 
         Raises:
-            UserError: neither is set, a folder is no corpus or not packed so, it holds fewer rows
-                than there are lanes, or corpora of a blend have different tokenizers.
+            UserError: as `open_corpora` and `of`.
         """
-        if not data.weights:
-            raise UserError(
-                "data.corpus is not set; give --data.corpus CORPUS, "
-                "a folder made by `electra-dist corpus build`"
-            )
-        corpora = [Corpus.open(folder) for folder in data.weights]
-        return cls.of(data, corpora, tuple(data.weights.values()))
+        return cls.of(data, open_corpora(data))
 
     @classmethod
-    def of(cls, data: DataConfig, corpora: Sequence[Corpus], weights: Sequence[int]) -> Corpora:
-        """The packings of opened corpora that `data` asks for; raises UserError as `open` does."""
+    def of(cls, data: DataConfig, corpora: Sequence[Corpus]) -> Corpora:
+        """Opened corpora with the packings that `data` asks for.
+
+        Raises:
+            UserError: a corpus is not packed so, holds fewer rows than there are lanes, or those of
+                a blend have different tokenizers.
+        """
         first = corpora[0]
         for corpus in corpora[1:]:
             if corpus.manifest["tokenizer"]["sha256"] != first.manifest["tokenizer"]["sha256"]:
@@ -66,7 +78,11 @@ class Corpora:
                     f"data.num_lanes = {data.num_lanes} is more than the {packing.num_examples} "
                     f"rows of {packing.folder}; use as many lanes as nodes, or 1"
                 )
-        return cls(corpora=tuple(corpora), packings=tuple(packings), weights=tuple(weights))
+        return cls(
+            corpora=tuple(corpora),
+            packings=tuple(packings),
+            weights=tuple(data.blend.values()) or (1,),
+        )
 
     @property
     def first(self) -> Corpus:

@@ -95,7 +95,7 @@ class CorpusStream:
         world_size: int = 1,
         local_ranks: Sequence[int] | None = None,
     ) -> None:
-        corpora = corpus if isinstance(corpus, Corpora) else Corpora.of(config.data, [corpus], [1])
+        corpora = corpus if isinstance(corpus, Corpora) else Corpora.of(config.data, [corpus])
         passes(rank, world_size, config.batch.num_micro_batches)
         special = corpora.first.special_ids
         self._batch = config.batch
@@ -175,11 +175,13 @@ class CorpusStream:
 
     def passes(self, first_position: int, skips: Skips | None = None) -> list[Pass]:
         """Which micro-batches of the step at `first_position` this rank runs."""
-        slot = self._seat.place
-        if self._seat.num_nodes > 1:
-            lanes, _ = self.order.lanes(self.positions(0, first_position, skips)[:1])
-            slot = self._seat.slot(int(lanes[0]))
+        slot = self._seat.slot(self.first_lane(first_position, skips))
         return passes(slot, self._world_size, self._batch.num_micro_batches)
+
+    def first_lane(self, first_position: int, skips: Skips | None = None) -> int:
+        """The lane that micro-batch 0 of the step at `first_position` reads."""
+        lanes, _ = self.order.lanes(self.positions(0, first_position, skips)[:1])
+        return int(lanes[0])
 
     def positions(
         self, index: int, first_position: int, skips: Skips | None = None
