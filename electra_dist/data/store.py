@@ -23,6 +23,8 @@ import numpy.typing as npt
 import safetensors.numpy
 import xxhash
 
+from electra_dist.data.remote import Cache, RemoteFolder, is_address
+from electra_dist.data.retry import retrying
 from electra_dist.errors import UserError
 from electra_dist.runtime.files import fsync_folder, write_bytes_atomic
 
@@ -120,22 +122,31 @@ class Corpus:
     """A corpus on disk, opened for reading."""
 
     folder: Path
+    """Of a corpus at an address: where its files lie in the cache, once they are fetched."""
     manifest: dict[str, Any]
+    remote: RemoteFolder | None = None
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Corpus":
+    def open(cls, folder: str | Path, cache: Cache | None = None) -> "Corpus":
         """Reads the manifest and checks that every file is there in its full size.
+
+        Args:
+            folder: a path or an fsspec address, whose files are fetched when they are first read.
+            cache: where those of an address are kept.
 
         Raises UserError when this is no corpus, was written by a newer version, or a file is
         missing or cut short.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder, "corpus", "build one with `electra-dist corpus build`")
+        remote = RemoteFolder.at(str(folder), cache or Cache.at()) if is_address(folder) else None
+        where = remote or Path(folder)
+        manifest = read_manifest(where, "corpus", "build one with `electra-dist corpus build`")
         lacking = [name for name in _CORPUS_FIELDS if name not in manifest]
         if lacking:
-            raise UserError(f"{folder}/manifest.json lacks {lacking[0]!r}: copy the folder again")
-        check_sizes(folder, [*token_file_records(manifest), manifest["unigram"]])
-        return cls(folder=folder, manifest=manifest)
+            raise UserError(f"{where}/manifest.json lacks {lacking[0]!r}: copy the folder again")
+        if remote is not None:
+            return cls(folder=remote.local, manifest=manifest, remote=remote)
+        check_sizes(Path(folder), [*token_file_records(manifest), manifest["unigram"]])
+        return cls(folder=Path(folder), manifest=manifest)
 
     @property
     def fingerprint(self) -> str:
@@ -155,12 +166,17 @@ class Corpus:
     @property
     def tokenizer_path(self) -> Path:
         """The corpus's tokenizer.json."""
-        return self.folder / str(self.manifest["tokenizer"]["file"])
+        entry = self.manifest["tokenizer"]
+        return self.folder / str(entry["file"]) if not self.remote else self.remote.fetch(entry)
 
     def shards(self, split: str) -> list[TokenShard]:
         """The token shards of "train" or "held_out"."""
-        records = self.manifest["splits"][split]["shards"]
-        return [TokenShard(**read_arrays(self.folder / r["file"])) for r in records]
+        return [self.shard(split, i) for i in range(len(self.manifest["splits"][split]["shards"]))]
+
+    def shard(self, split: str, index: int) -> TokenShard:
+        """One of them; at an address it is fetched now."""
+        record = self.manifest["splits"][split]["shards"][index]
+        return TokenShard(**_arrays_of(self.folder, self.remote, record))
 
     def token_shards(self, split: str) -> list[Array]:
         """Only the tokens of each shard: uint16 or uint32 [T], memory-mapped."""
@@ -168,7 +184,7 @@ class Corpus:
 
     def unigram_counts(self) -> Array:
         """int64 [vocab_size]: how often each id stands in the train split."""
-        return read_arrays(self.folder / self.manifest["unigram"]["file"])["counts"]
+        return _arrays_of(self.folder, self.remote, self.manifest["unigram"])["counts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,20 +193,24 @@ class Packing:
 
     folder: Path
     manifest: dict[str, Any]
+    remote: RemoteFolder | None = None
 
     @classmethod
     def open(cls, corpus: Corpus, length: int, mode: str = "full") -> "Packing":
         """Opens `pack_<length>_<mode>` (UserError: missing, damaged or made over other tokens)."""
         folder = packing_folder(corpus.folder, length, mode)
-        remedy = f"run `electra-dist corpus pack {corpus.folder} --length {length} --mode {mode}`"
-        manifest = read_manifest(folder, "packing", remedy)
+        remote = corpus.remote / folder.name if corpus.remote else None
+        place = corpus.remote or corpus.folder
+        remedy = f"run `electra-dist corpus pack {place} --length {length} --mode {mode}`"
+        manifest = read_manifest(remote or folder, "packing", remedy)
         if manifest["corpus_fingerprint"] != corpus.fingerprint:
             raise UserError(
                 f"{folder} was packed over corpus {manifest['corpus_fingerprint']},"
                 f" this is {corpus.fingerprint}: remove it and {remedy}"
             )
-        check_sizes(folder, manifest["files"])
-        return cls(folder=folder, manifest=manifest)
+        if remote is None:
+            check_sizes(folder, manifest["files"])
+        return cls(folder=folder, manifest=manifest, remote=remote)
 
     @property
     def fingerprint(self) -> str:
@@ -230,9 +250,9 @@ def token_file_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [record for split in SPLITS for record in manifest["splits"][split]["shards"]]
 
 
-def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
+def read_manifest(folder: Path | RemoteFolder, what: str, remedy: str) -> dict[str, Any]:
     """Reads folder/manifest.json (UserError: missing, unreadable or of another format version)."""
-    path = folder / "manifest.json"
+    path: Path | RemoteFolder = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["format_version"]
@@ -268,7 +288,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises UserError when the file is not a whole safetensors file.
     """
     try:
-        data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        data = retrying(f"reading {path}", lambda: np.memmap(path, np.uint8, mode="r"))
+        data = data.view(np.ndarray)
         header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
         header = json.loads(data[8:header_end].tobytes())
         header.pop("__metadata__", None)
@@ -280,6 +301,14 @@ def read_arrays(path: Path) -> dict[str, Array]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged (no whole safetensors file: {error})") from None
     return arrays
+
+
+def _arrays_of(
+    folder: Path, remote: RemoteFolder | None, record: Mapping[str, Any]
+) -> dict[str, Array]:
+    if remote is None:
+        return read_arrays(folder / record["file"])
+    return remote.read(record, read_arrays)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> FileRecord:
