@@ -1,8 +1,8 @@
 """A competitor of reading.py, in its own process and environment: `python reading.py NAME FOLDER`.
 
-FOLDER/rows.npy holds the rows, uint16 [R, 128]. They are written into the library's own format once,
-then requests come as lines on stdin: a number of batches to read, answered by the seconds and the
-CPU seconds that it took; `check` is answered by what is wrong with the next batches, if anything.
+FOLDER/rows.npy holds the rows, uint16 [R, 128]. They are written into the library's own format
+once, then requests come as lines on stdin: a number of batches to read, answered by the seconds and
+the CPU seconds that it took; `check` is answered by what is wrong with the next batches, if any.
 Each library is read in the fastest shuffled way that we found, and every batch is int64 [256, 128].
 """
 

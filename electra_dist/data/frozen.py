@@ -19,7 +19,7 @@ from electra_dist.data.hashing import mix64
 from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.data.order import Order
 from electra_dist.data.rows import RowReader
-from electra_dist.data.store import Array, Corpus, Packing, read_arrays, write_arrays, write_json
+from electra_dist.data.store import Array, Corpus, Packing, write_arrays, write_json
 from electra_dist.errors import UserError
 from electra_dist.runtime.keys import fold
 
@@ -83,14 +83,17 @@ def read_frozen(packing: Packing, mask_prob: float) -> dict[str, Array] | None:
     if not packing.manifest["held_out_examples"]:
         return None
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
-    if not path.is_file():
+    records = [r for r in packing.manifest.get("frozen", []) if r["file"] == path.name]
+    if not packing.remote:  # what is on disk now: it may have been recorded since `packing` opened
+        records = [{"file": path.name}] if path.is_file() else []
+    if not records:
         raise UserError(
             f"{path} does not exist: the held-out rows were not recorded at "
             f"objective.mask_prob = {mask_prob:g}; run `electra-dist corpus pack "
             f"{packing.folder.parent} --length {packing.manifest['length']} "
             f"--mode {packing.manifest['mode']} --mask-prob {mask_prob:g}`"
         )
-    return read_arrays(path)
+    return packing.arrays(records[0])
 
 
 def _uniforms(shape: tuple[int, ...], site: int) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ class Cache:
 
     folder: Path
     max_bytes: int | None = None
-    retry: Retry = Retry()
+    retry: Retry = field(default_factory=Retry)
 
     @classmethod
     def at(cls, folder: str | None = None, max_bytes: int | None = None) -> Cache:
@@ -167,7 +167,9 @@ class RemoteFolder:
             pass
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{time.time_ns():020}-{secrets.token_hex(4)}.tmp")
+            temporary = path.with_name(
+                f"{path.name}.{time.time_ns():020}-{secrets.token_hex(4)}.tmp"
+            )
             temporary.touch()
             try:
                 if not _came_from_another(path, temporary):

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.numpy
 import xxhash
 
+from electra_dist.data.arrays import Array as Array
+from electra_dist.data.arrays import read_arrays as read_arrays
 from electra_dist.data.remote import Cache, RemoteFolder, is_address
-from electra_dist.data.retry import retrying
 from electra_dist.errors import UserError
 from electra_dist.runtime.files import fsync_folder, write_bytes_atomic
 
@@ -34,26 +33,10 @@ TOKEN_FILE_PREFIX = {"train": "tokens", "held_out": "held_out"}
 EXAMPLE_FILE_PREFIX = {"train": "examples", "held_out": "held_out_examples"}
 PACKING_MODES = ("full", "google", "packed")
 
-Array = npt.NDArray[Any]
-
 _CORPUS_FIELDS = (
     *("fingerprint", "tokenizer", "vocab_size", "dtype", "special_ids", "splits", "unigram"),
     *("sources", "empty_documents", "quarantine"),
 )
-_DTYPES: dict[str, npt.DTypeLike] = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "I16": np.int16,
-    "U32": np.uint32,
-    "I32": np.int32,
-    "U64": np.uint64,
-    "I64": np.int64,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +154,15 @@ class Corpus:
 
     def shards(self, split: str) -> list[TokenShard]:
         """The token shards of "train" or "held_out"."""
-        return [self.shard(split, i) for i in range(len(self.manifest["splits"][split]["shards"]))]
+        return [self.shard(split, index) for index in range(len(self.records(split)))]
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """The manifest's entries of the token files of a split."""
+        return list(self.manifest["splits"][split]["shards"])
 
     def shard(self, split: str, index: int) -> TokenShard:
         """One of them; at an address it is fetched now."""
-        record = self.manifest["splits"][split]["shards"][index]
-        return TokenShard(**_arrays_of(self.folder, self.remote, record))
+        return TokenShard(**_arrays_of(self.folder, self.remote, self.records(split)[index]))
 
     def token_shards(self, split: str) -> list[Array]:
         """Only the tokens of each shard: uint16 or uint32 [T], memory-mapped."""
@@ -224,15 +210,24 @@ class Packing:
 
     def examples(self, split: str) -> list[Examples]:
         """The examples of "train" or "held_out", an entry for each of `Corpus.shards`."""
-        return [Examples(**arrays) for arrays in self._arrays(split)]
+        return [Examples(**self.arrays(record)) for record in self.records(split)]
 
     def packed_examples(self, split: str) -> list[PackedExamples]:
         """The same of mode `packed`, whose rows are blocks instead of two segments."""
-        return [PackedExamples(**arrays) for arrays in self._arrays(split)]
+        return [PackedExamples(**self.arrays(record)) for record in self.records(split)]
 
-    def _arrays(self, split: str) -> list[dict[str, Array]]:
-        records = [record for record in self.manifest["files"] if record["split"] == split]
-        return [read_arrays(self.folder / record["file"]) for record in records]
+    def shard_examples(self, split: str, index: int) -> Examples | PackedExamples:
+        """Those of one shard; at an address they are fetched now."""
+        kind = PackedExamples if self.mode == "packed" else Examples
+        return kind(**self.arrays(self.records(split)[index]))
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """The manifest's entries of the example files of a split, one a shard."""
+        return [record for record in self.manifest["files"] if record["split"] == split]
+
+    def arrays(self, record: Mapping[str, Any]) -> dict[str, Array]:
+        """What the file of one of the manifest's records holds."""
+        return _arrays_of(self.folder, self.remote, record)
 
     @property
     def mode(self) -> str:
@@ -280,27 +275,6 @@ def check_sizes(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
                 "is missing" if size is None else f"has {size} bytes instead of {record['bytes']}"
             )
             raise UserError(f"{path} {found}: copy the folder again or build it again")
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file as read-only views of a memory map.
-
-    Raises UserError when the file is not a whole safetensors file.
-    """
-    try:
-        data = retrying(f"reading {path}", lambda: np.memmap(path, np.uint8, mode="r"))
-        data = data.view(np.ndarray)
-        header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:header_end].tobytes())
-        header.pop("__metadata__", None)
-        arrays: dict[str, Array] = {}
-        for name, entry in header.items():
-            start, end = (header_end + offset for offset in entry["data_offsets"])
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            arrays[name] = data[start:end].view(dtype).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged (no whole safetensors file: {error})") from None
-    return arrays
 
 
 def _arrays_of(
