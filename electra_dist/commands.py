@@ -149,9 +149,10 @@ def trace(args: argparse.Namespace, overrides: list[str]) -> int:
     from electra_dist.data.corpora import Corpora
     from electra_dist.data.trace import TITLES, describe, render, trace
 
+    steps = steps_range(args.steps)
     config = files.load(args.config, overrides, recipe=args.recipe)
     corpora = Corpora.open(config.data)
-    records = trace(config, corpora, steps_range(args.steps), args.world_size, args.ranks_per_node)
+    records = trace(config, corpora, steps, args.world_size, args.ranks_per_node)
     if not args.json:
         for number, record in enumerate(records):
             print("\n".join(render(record)) if number else "\n".join([TITLES, *render(record)]))

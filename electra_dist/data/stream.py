@@ -37,7 +37,8 @@ _KEPT_CHUNKS = 64
 class MicroBatch:
     """The rows of one forward pass, with what keys their dropout and noise.
 
-    Arrays are as small as their numbers allow, and widened on the device. Shapes: B rows, L positions, N masked slots of a row.
+    Arrays are as small as their numbers allow, and widened on the device.
+    Shapes: B rows, L positions, N masked slots of a row.
     """
 
     step: int

@@ -62,9 +62,14 @@ def trace(
     Raises:
         UserError: there are more ranks than micro-batches, or the nodes don't add up.
     """
+    per_node = world_size if ranks_per_node is None else ranks_per_node
+    return _records(config, corpora, steps, _seats(config, world_size, per_node))
+
+
+def _records(
+    config: RunConfig, corpora: Corpora, steps: range, seats: list[Seat]
+) -> Iterator[dict[str, Any]]:
     num_micro_batches, size = config.batch.num_micro_batches, config.batch.global_batch_size
-    passes(0, world_size, num_micro_batches)
-    seats = _seats(config, world_size, ranks_per_node or world_size)
     with closing(CorpusStream(config, corpora)) as stream:
         for step in steps:
             position = step * size
@@ -80,7 +85,7 @@ def trace(
                 "micro_batches": [
                     {
                         "micro_batch": batch.index,
-                        "rank": ranks[batch.index % world_size],
+                        "rank": ranks[batch.index % len(seats)],
                         **_content(stream, batch, stream.positions(batch.index, position)),
                     }
                     for batch in batches
@@ -89,6 +94,10 @@ def trace(
 
 
 def _seats(config: RunConfig, world_size: int, ranks_per_node: int) -> list[Seat]:
+    for name, value in (("world-size", world_size), ("ranks-per-node", ranks_per_node)):
+        if value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
+    passes(0, world_size, config.batch.num_micro_batches)
     if world_size % ranks_per_node:
         raise UserError(
             f"--world-size {world_size} is not a multiple of --ranks-per-node {ranks_per_node}; "
@@ -137,7 +146,7 @@ def render(record: dict[str, Any]) -> Iterator[str]:
             f"{_shortened(masked):<42} {batch['checksum']}"
         )
     yield (
-        f"{record['step']:>8}   all        positions from {record['position']:,}; "
+        f"{record['step']:>8}   all        used positions from {record['position']:,}; "
         f"ledger.jsonl, step {record['step'] + 1}: checksum {record['checksum']}"
     )
 

@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from electra_dist.data.rows import RowReader, Rows, assemble, assemble_blocks
+from electra_dist.data.rows import (
+    NUM_BEFORE,
+    RowReader,
+    Rows,
+    assemble,
+    assemble_blocks,
+    windows,
+)
 from electra_dist.data.store import Corpus, Packing, SpecialIds
 from tests.unit.data.conftest import LENGTH
 
@@ -73,7 +80,9 @@ def test_a_batch_equals_rows_made_token_by_token(
 ) -> None:
     tokens, cuts, length = case
     columns = [np.array(column, np.int64) for column in zip(*cuts, strict=True)]
-    rows = assemble(np.array(tokens, np.uint16), *columns, length, SPECIAL)
+    start_B, *lengths = columns
+    read = windows(np.array(tokens, np.uint16), start_B - NUM_BEFORE, length + 1)
+    rows = assemble(read, *lengths, SPECIAL)
     check(rows, [one_row(tokens, *cut, length, SPECIAL) for cut in cuts])
 
 
@@ -110,7 +119,7 @@ def check_packed(rows: Rows, expected: list[tuple[list[int], list[int], list[int
     assert rows.position_ids_BL.tolist() == [positions for _, _, positions in expected]
     assert rows.num_tokens_B.tolist() == [sum(b > 0 for b in blocks) for _, blocks, _ in expected]
     assert not rows.token_type_ids_BL.any()
-    assert rows.input_ids_BL.dtype == rows.token_type_ids_BL.dtype == np.int64
+    assert (rows.input_ids_BL.dtype, rows.token_type_ids_BL.dtype) == (np.uint16, np.uint8)
     assert (rows.block_ids_BL.dtype, rows.position_ids_BL.dtype) == (np.int16, np.int32)
 
 
@@ -143,12 +152,11 @@ def test_a_packed_batch_equals_rows_made_token_by_token(data: st.DataObject) -> 
         ):
             blocks.append(data.draw(st.integers(1, room)))
         cuts.append((data.draw(st.integers(0, len(tokens) - sum(blocks))), blocks))
+    first_B = np.array([start for start, _ in cuts]) - NUM_BEFORE
     rows = assemble_blocks(
-        np.array(tokens, np.uint16),
-        np.array([start for start, _ in cuts]),
+        windows(np.array(tokens, np.uint16), first_B, length + 1),
         np.array([len(blocks) for _, blocks in cuts]),
         np.array([block for _, blocks in cuts for block in blocks]),
-        length,
         SPECIAL,
     )
     check_packed(rows, [one_packed_row(tokens, *cut, length, SPECIAL) for cut in cuts])
