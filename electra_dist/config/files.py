@@ -29,6 +29,8 @@ RESUMABLE_FIELDS = (
     "data.corpus",
     "data.blend",  # folders may move; their content and weights are in the corpus fingerprint
     "data.prefetch_steps",
+    "data.cache_dir",
+    "data.cache_bytes",
     "schedule.stop_step",
     "engine.kind",
     "engine.zero_stage",

@@ -168,7 +168,7 @@ class DataConfig:
     """Where rows come from and in which order."""
 
     corpus: str | None = None
-    """Folder made by `electra-dist corpus build` and packed by `electra-dist corpus pack`."""
+    """Folder made by `electra-dist corpus build` and `corpus pack`, or its address: s3://, gs://..."""
     blend: dict[str, int] = field(default_factory=dict)
     """Several of them by weight: a table [data.blend] "wiki" = 3, or --data.blend wiki 3 web 1."""
     sequence_length: int = 128
@@ -185,6 +185,10 @@ class DataConfig:
     """Sample positions [first, last) that are never used: [[512, 640]], or --data.skips 512 640."""
     prefetch_steps: int = 2
     """Steps that a background thread assembles ahead; 0 assembles in the training thread."""
+    cache_dir: str | None = None
+    """Where files of corpora at addresses are kept (default: in TMPDIR, else in ~/.cache)."""
+    cache_bytes: int | None = None
+    """Most that is kept there, a little more than what a node reads; None: no limit."""
 
     def __post_init__(self) -> None:
         _require(
@@ -217,6 +221,13 @@ class DataConfig:
             self.prefetch_steps,
             "must not be negative",
             "use 0 to assemble batches in the training thread",
+        )
+        _require(
+            self.cache_bytes is None or self.cache_bytes > 0,
+            "data.cache_bytes",
+            self.cache_bytes,
+            "must be above 0",
+            "leave it out for no limit",
         )
 
     @property

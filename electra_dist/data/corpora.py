@@ -16,6 +16,7 @@ from electra_dist.config.schema import DataConfig, RunConfig
 from electra_dist.data.blend import make_blend
 from electra_dist.data.frozen import read_frozen
 from electra_dist.data.order import Order
+from electra_dist.data.remote import Cache
 from electra_dist.data.rows import RowReader, Rows
 from electra_dist.data.store import Array, Corpus, Packing, fingerprint_of
 from electra_dist.errors import UserError
@@ -32,7 +33,8 @@ def open_corpora(data: DataConfig) -> list[Corpus]:
             "data.corpus is not set; give --data.corpus CORPUS, "
             "a folder made by `electra-dist corpus build`"
         )
-    return [Corpus.open(folder) for folder in data.folders]
+    cache = Cache.at(data.cache_dir, data.cache_bytes)
+    return [Corpus.open(folder, cache) for folder in data.folders]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -56,8 +55,8 @@ class Cache:
     def at(cls, folder: str | None = None, max_bytes: int | None = None) -> Cache:
         """A cache at `folder`; None: in TMPDIR where it is set, else in the user's cache folder."""
         if folder is None:
-            if os.environ.get("TMPDIR"):
-                folder = str(Path(tempfile.gettempdir()) / f"electra_dist-{os.getuid()}")
+            if node_folder := os.environ.get("TMPDIR"):
+                folder = str(Path(node_folder) / f"electra_dist-{os.getuid()}")
             else:
                 base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
                 folder = str(Path(base) / "electra_dist")
@@ -113,7 +112,7 @@ class RemoteFolder:
     def at(cls, address: str, cache: Cache) -> RemoteFolder:
         """The folder at `address`, with a place of its own in the cache."""
         address = address.rstrip("/")
-        name = f"{address.rsplit('/', 1)[-1]}-{xxhash.xxh3_64_hexdigest(address)[:8]}"
+        name = f"{address.rsplit('/', 1)[-1]}-{xxhash.xxh3_64_hexdigest(address.encode())[:8]}"
         return cls(address=address, local=cache.folder / name, cache=cache)
 
     def __str__(self) -> str:

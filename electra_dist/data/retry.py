@@ -38,7 +38,7 @@ class Retry:
 
     def delay_seconds(self, attempt: int) -> float:
         """Before the attempt after `attempt`, counted from 1."""
-        return self.first_delay_seconds * 2 ** (attempt - 1) * (1 + random.random())
+        return self.first_delay_seconds * 2.0 ** (attempt - 1) * (1 + random.random())
 
 
 def may_pass(error: Exception) -> bool:

@@ -74,6 +74,8 @@ DATA = st.builds(
     shuffle_block_size=positive(10**6),
     shuffle_window_blocks=positive(10**6),
     prefetch_steps=st.integers(0, 100),
+    cache_dir=st.none() | TEXTS,
+    cache_bytes=st.none() | positive(10**15),
 )
 BATCHES = st.tuples(positive(64), positive(64)).map(
     lambda sizes: schema.BatchConfig(

@@ -37,6 +37,8 @@ OTHER: dict[str, Any] = {
     "data.num_lanes": 2,
     "data.skips": ((0, 5), (7, 9)),
     "data.prefetch_steps": 0,
+    "data.cache_dir": "/scratch",
+    "data.cache_bytes": 10**12,
     "batch.global_batch_size": 64,
     "batch.micro_batch_size": 16,
     "optim.learning_rate": 1e-4,
@@ -67,6 +69,7 @@ OTHER: dict[str, Any] = {
 # What a resume may change: where data lies, who computes it, when it is saved and measured.
 MAY_CHANGE = {
     *("recipe", "schedule.stop_step", "data.corpus", "data.blend", "data.prefetch_steps"),
+    *("data.cache_dir", "data.cache_bytes"),
     *(
         name
         for name in OTHER

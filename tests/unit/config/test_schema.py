@@ -54,6 +54,7 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("model.generator_hidden_size", 65, "use 64"),
     ("data.sequence_length", 7, "128 and 512"),
     ("data.prefetch_steps", -1, "training thread"),
+    ("data.cache_bytes", 0, "no limit"),
     ("schedule.warmup_steps", -1, "1 %"),
     ("schedule.warmup_steps", 1_000_000, "use 10000"),
     ("seed", -1, "whole number"),
