@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chisquare
+from scipy.stats import binomtest, chisquare, norm
 
 from electra_dist.data.masking import MaskRule, Masks, mask_rows, num_selected
 
@@ -169,6 +169,29 @@ def test_positions_and_pairs_of_positions_are_uniform_over_the_candidates() -> N
     pairs = np.bincount(chosen[:, 0] * 16 + chosen[:, 1], minlength=256).reshape(16, 16)
     off_diagonal = [pairs[a, b] for a in candidates for b in candidates if a != b]
     assert chisquare(off_diagonal).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("num_tokens", "num_selected"), [(128, 19), (61, 9)])
+def test_positions_and_pairs_of_long_rows_come_as_often_as_of_a_uniform_draw(
+    num_tokens: int, num_selected: int
+) -> None:
+    num_rows, num_candidates = 20_000, num_tokens - 2
+    masks = mask_rows(*same_rows(num_rows, num_tokens, 128), np.arange(num_rows), rule(0.15, 19))
+    selected = np.zeros((num_rows, 128))
+    np.put_along_axis(selected, masks.positions_BN[:, :num_selected].astype(int), 1.0, axis=1)
+    assert selected.sum(axis=1).tolist() == [num_selected] * num_rows
+    together = (selected.T @ selected)[1 : num_tokens - 1, 1 : num_tokens - 1]
+    single = num_selected / num_candidates
+    pair = single * (num_selected - 1) / (num_candidates - 1)
+    for share, counts in (
+        (single, np.diag(together)),
+        (pair, together[np.triu_indices(num_candidates, 1)]),
+    ):
+        # Each count is binomial by itself; together they have the sum that they must have.
+        scores = (counts - num_rows * share) / np.sqrt(num_rows * share * (1 - share))
+        assert abs(scores.mean()) < 1e-9
+        assert abs(scores).max() < norm.isf(0.5e-4 / len(scores))
+        assert abs(scores.var() - 1) < 5 * np.sqrt(2 / len(scores))
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
