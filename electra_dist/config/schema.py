@@ -128,6 +128,10 @@ class ObjectiveConfig:
     """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on this data, no discriminator)."""
     mask_prob: float = 0.15
     """Share of a row's tokens that is selected for masking."""
+    masking: Literal["token", "whole_word", "span"] = "token"
+    """What is drawn to be masked: tokens, whole words or runs of tokens; the count is the same."""
+    mean_span_length: float = 3.0
+    """Tokens in a run on average, for masking = "span"."""
     gen_weight: float = 1.0
     """Weight of the generator's masked-language-model loss."""
     disc_weight: float = 50.0
@@ -138,6 +142,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         _require_positive("objective", mask_prob=self.mask_prob, temperature=self.temperature)
         _require_share("objective", mask_prob=self.mask_prob)
+        _require(
+            1 <= self.mean_span_length < math.inf,
+            "objective.mean_span_length",
+            self.mean_span_length,
+            "must be at least 1 and finite",
+            "3 is usual",
+        )
         for name in ("gen_weight", "disc_weight"):
             value = getattr(self, name)
             _require(
@@ -157,8 +168,8 @@ class DataConfig:
     """Folder made by `electra-dist corpus build` and packed by `electra-dist corpus pack`."""
     sequence_length: int = 128
     """Tokens in a row, [CLS] and [SEP] included; the corpus must be packed at this length."""
-    packing: Literal["full", "google"] = "full"
-    """How examples were cut: full keeps every token, google drops what does not fit."""
+    packing: Literal["full", "google", "packed"] = "full"
+    """full keeps every token, google drops what does not fit, packed fills rows with documents."""
     shuffle_block_size: int = 512
     """Rows that lie together in the corpus and are read together: larger is kinder to disks."""
     shuffle_window_blocks: int = 64

@@ -1,6 +1,16 @@
 """Which tokens are selected and which of them become [MASK] (algorithm: section 3).
 
-A function of (seed, position) and of the row. Shapes: B rows, L positions, N masked slots of a row.
+A function of (seed, position) and of the row. Which tokens are drawn is `objective.masking`:
+
+- `token`: each by itself;
+- `whole_word`: words, as the corpus's word-start bits have them;
+- `span`: runs of tokens, a new one starting at a token with probability 1 / mean_span_length, so
+  that their lengths are geometric.
+
+The count is the same for all. Words and spans never reach over a special token; the last one that
+is selected may be cut at its end, so that the count is exact.
+
+Shapes: B rows, L positions, N masked slots of a row.
 """
 
 from __future__ import annotations
@@ -16,7 +26,7 @@ from electra_dist.runtime.keys import fold
 
 MASK_TOKEN_SHARE = 0.85
 """Of the selected positions: 85 % become [MASK], 15 % stay, none becomes a random token."""
-_SELECT, _KEEP = range(2)
+_SELECT, _KEEP, _SPAN = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,10 @@ class MaskRule:
     """Id of [MASK]."""
     never: tuple[int, ...]
     """Ids that are never selected: [CLS], [SEP] and [MASK]."""
+    masking: str = "token"
+    """What is drawn: token, whole_word or span."""
+    mean_span_length: float = 3.0
+    """Tokens of a span, at least 1."""
 
 
 class Masks(NamedTuple):
@@ -41,7 +55,8 @@ class Masks(NamedTuple):
     masked_ids_BL: NDArray[np.int64]
     """The rows with [MASK] in place."""
     positions_BN: NDArray[np.int64]
-    """Selected positions, in random order; 0 in unused slots."""
+    """Selected positions, in random order (words and spans are, whose tokens stay together); 0 in
+    unused slots."""
     weights_BN: NDArray[np.float32]
     """1 in used slots, 0 else."""
 
@@ -60,6 +75,7 @@ def mask_rows(
     num_tokens_B: NDArray[np.int64],
     sample_positions_B: NDArray[np.int64],
     rule: MaskRule,
+    word_start_BL: NDArray[np.bool_] | None = None,
 ) -> Masks:
     """Select a fixed count of positions a row, uniformly, without replacement; mask 85 % of them.
 
@@ -67,7 +83,8 @@ def mask_rows(
         input_ids_BL: original rows; what lies beyond a row's tokens is never selected.
         num_tokens_B: real tokens of each row, [CLS] and [SEP] included.
         sample_positions_B: global sample positions, which key the draws.
-        rule: probability, slots and special ids.
+        rule: probability, slots and special ids, and what is drawn.
+        word_start_BL: True where a token starts a word; only `whole_word` reads it.
     """
     batch, length = input_ids_BL.shape
     slots_L = np.arange(length)
@@ -79,6 +96,11 @@ def mask_rows(
     slot_mask = np.uint32((1 << max(1, (length - 1).bit_length())) - 1)
     words_BL = _draws(rule.seed, _SELECT, sample_positions_B, length)
     words_BL &= ~slot_mask
+    if rule.masking != "token":
+        starts_BL = _group_starts(candidates_BL, sample_positions_B, rule, word_start_BL)
+        # All tokens of a group have the random bits of its first, so they stay together.
+        first_slot_BL = np.maximum.accumulate(np.where(starts_BL, slots_L, 0), axis=1)
+        words_BL = np.take_along_axis(words_BL, first_slot_BL, axis=1)
     words_BL |= slots_L.astype(np.uint32)
     words_BL[~candidates_BL] = np.uint32(0xFFFFFFFF)
     words_BL.sort(axis=1)
@@ -95,6 +117,26 @@ def mask_rows(
     rows_BN = np.broadcast_to(np.arange(batch)[:, None], positions_BN.shape)
     masked_ids_BL[rows_BN[becomes_mask_BN], positions_BN[becomes_mask_BN]] = rule.mask_id
     return Masks(masked_ids_BL, positions_BN, used_BN.astype(np.float32))
+
+
+def _group_starts(
+    candidates_BL: NDArray[np.bool_],
+    sample_positions_B: NDArray[np.int64],
+    rule: MaskRule,
+    word_start_BL: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_]:
+    """Where a word or span starts: also at and behind what is no candidate, and at slot 0."""
+    if rule.masking == "span":
+        highest = np.uint32(max(1, round(2**32 / rule.mean_span_length)) - 1)
+        draws_BL = _draws(rule.seed, _SPAN, sample_positions_B, candidates_BL.shape[1])
+        starts_BL = draws_BL <= highest
+    else:
+        assert word_start_BL is not None, "whole_word needs the word starts of the rows"
+        starts_BL = word_start_BL.copy()
+    starts_BL |= ~candidates_BL
+    starts_BL[:, 1:] |= ~candidates_BL[:, :-1]
+    starts_BL[:, 0] = True
+    return starts_BL
 
 
 def _draws(

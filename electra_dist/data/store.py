@@ -30,7 +30,7 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
 TOKEN_FILE_PREFIX = {"train": "tokens", "held_out": "held_out"}
 EXAMPLE_FILE_PREFIX = {"train": "examples", "held_out": "held_out_examples"}
-PACKING_MODES = ("full", "google")
+PACKING_MODES = ("full", "google", "packed")
 
 Array = npt.NDArray[Any]
 
@@ -98,6 +98,21 @@ class Examples:
     """uint16 [E], at least 1."""
     length_b: Array
     """uint16 [E], 0 for a single segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedExamples:
+    """Rows of mode `packed` over a token shard. A row is the tokens from its start to the next's.
+
+    They are cut into blocks, each a document or a part of one; E rows, K blocks.
+    """
+
+    start: Array
+    """int64 [E]."""
+    block_offsets: Array
+    """int64 [E + 1] into block_lengths: the blocks of row e are block_offsets[e : e + 2]."""
+    block_lengths: Array
+    """uint16 [K], tokens of a block without its [CLS] and [SEP], at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +204,20 @@ class Packing:
 
     def examples(self, split: str) -> list[Examples]:
         """The examples of "train" or "held_out", an entry for each of `Corpus.shards`."""
+        return [Examples(**arrays) for arrays in self._arrays(split)]
+
+    def packed_examples(self, split: str) -> list[PackedExamples]:
+        """The same of mode `packed`, whose rows are blocks instead of two segments."""
+        return [PackedExamples(**arrays) for arrays in self._arrays(split)]
+
+    def _arrays(self, split: str) -> list[dict[str, Array]]:
         records = [record for record in self.manifest["files"] if record["split"] == split]
-        return [Examples(**read_arrays(self.folder / record["file"])) for record in records]
+        return [read_arrays(self.folder / record["file"]) for record in records]
+
+    @property
+    def mode(self) -> str:
+        """One of PACKING_MODES."""
+        return str(self.manifest["mode"])
 
 
 def packing_folder(corpus_folder: Path, length: int, mode: str) -> Path:

@@ -72,21 +72,28 @@ class MicroBatch:
     num_tokens_B: NDArray[np.int64]
     masked_positions_BN: NDArray[np.int64]
     masked_weights_BN: NDArray[np.float32]
+    block_ids_BL: NDArray[np.int16] | None = None
+    """Packed rows only: 1, 2 ... for the documents of a row, 0 for padding."""
+    position_ids_BL: NDArray[np.int32] | None = None
+    """Packed rows only: positions, from 0 in every block."""
 
     @cached_property
     def checksum(self) -> int:
         """xxh3-64 of the tensors that the engine is given: the ledger adds them up over a step."""
         digest = xxhash.xxh3_64(self.index.to_bytes(8, "little"))
-        arrays: tuple[Array, ...] = (
+        arrays: tuple[Array | None, ...] = (
             self.input_ids_BL,
             self.masked_ids_BL,
             self.token_type_ids_BL,
             self.num_tokens_B,  # the attention mask follows from it
             self.masked_positions_BN,
             self.masked_weights_BN,
+            self.block_ids_BL,
+            self.position_ids_BL,
         )
         for array in arrays:
-            digest.update(np.ascontiguousarray(array).data)
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.intdigest()
 
 
@@ -112,7 +119,10 @@ class CorpusStream:
             raise UserError(f"{packing.folder} holds no examples; build the corpus from more text")
         special = corpus.special_ids
         self._batch = config.batch
-        self._reader = RowReader(corpus, packing, "train")
+        objective = config.objective
+        self._reader = RowReader(
+            corpus, packing, "train", word_starts=objective.masking == "whole_word"
+        )
         self.order = Order(
             seed=config.seed,
             num_samples=packing.num_examples,
@@ -121,10 +131,12 @@ class CorpusStream:
         )
         self._rule = MaskRule(
             seed=config.seed,
-            mask_prob=config.objective.mask_prob,
+            mask_prob=objective.mask_prob,
             max_masked=config.max_masked,
             mask_id=special.mask,
             never=(special.cls, special.sep, special.mask),
+            masking=objective.masking,
+            mean_span_length=objective.mean_span_length,
         )
         self._passes = passes(rank, world_size, config.batch.num_micro_batches)
         self._prefetch_steps = data.prefetch_steps
@@ -153,7 +165,9 @@ class CorpusStream:
         size = self._batch.micro_batch_size
         positions = np.arange(size, dtype=np.int64) + (first_position + index * size)
         rows = self._reader.read(self._sample_ids(positions))
-        masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, self._rule)
+        masks = mask_rows(
+            rows.input_ids_BL, rows.num_tokens_B, positions, self._rule, rows.word_start_BL
+        )
         return MicroBatch(
             step=step,
             index=index,
@@ -164,6 +178,8 @@ class CorpusStream:
             num_tokens_B=rows.num_tokens_B,
             masked_positions_BN=masks.positions_BN,
             masked_weights_BN=masks.weights_BN,
+            block_ids_BL=rows.block_ids_BL,
+            position_ids_BL=rows.position_ids_BL,
         )
 
     def _sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ OTHER: dict[str, Any] = {
     "model.initializer_range": 0.1,
     "objective.name": "mlm",
     "objective.mask_prob": 0.25,
+    "objective.masking": "span",
+    "objective.mean_span_length": 2.0,
     "objective.gen_weight": 2.0,
     "objective.disc_weight": 10.0,
     "objective.temperature": 2.0,
