@@ -15,7 +15,7 @@ from electra_dist.errors import UserError
 
 Handler = Callable[[argparse.Namespace, list[str]], int]
 
-WITH_OVERRIDES = (["pretrain"], ["config", "show"])
+WITH_OVERRIDES = (["pretrain"], ["trace"], ["config", "show"], ["corpus", "audit"])
 """Commands that take any knob of the config as `--section.field value`."""
 
 UNUSABLE_PLACE = {
@@ -76,7 +76,7 @@ def _is_leader() -> bool:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take `--section.field value` and `--seed value` out: tyro reads these, argparse the rest."""
-    from electra_dist.config.files import is_flag
+    from electra_dist.config.files import is_flag, takes_many
 
     left = list(words)
     plain: list[str] = []
@@ -87,6 +87,10 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         is_override = name == "--seed" or (name.startswith("--") and "." in name)
         (overrides if is_override else plain).append(word)
         if not is_override or equals or not left or left[0].startswith("--"):
+            continue
+        if takes_many(word):
+            while left and not left[0].startswith("--"):
+                overrides.append(left.pop(0))
             continue
         # A flag takes no value; `true` behind one is for tyro to refuse, and no file to read.
         if not is_flag(word) or left[0].lower() in ("true", "false"):
@@ -218,6 +222,12 @@ def _add_corpus(parent: Any) -> None:
     info = _command(corpus, "info", commands.corpus_info)
     info.add_argument("corpus", type=Path, metavar="CORPUS")
     info.add_argument("--json", action="store_true", help="one JSON document")
+    audit = _command(corpus, "audit", commands.corpus_audit)
+    audit.add_argument("run", type=Path, metavar="RUN")
+    audit.add_argument(
+        "--steps", metavar="A:B", help="make only these checksums again (default: all)"
+    )
+    audit.add_argument("--json", action="store_true", help="one JSON document")
     vocab = _group(parent, "vocab", "train a vocabulary")
     train = _command(vocab, "train", commands.vocab_train)
     train.add_argument("--input", nargs="+", required=True, metavar="PATH")
@@ -255,6 +265,17 @@ def _add_pretrain(parent: Any) -> None:
     pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
+    trace = _command(parent, "trace", commands.trace)
+    trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
+    trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")
+    trace.add_argument(
+        "--steps", required=True, metavar="A:B", help="updates A to B - 1, counted from 0"
+    )
+    trace.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
+    trace.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="for data.num_lanes > 1 (default: W)"
+    )
+    trace.add_argument("--json", action="store_true", help="one JSON document, nothing cut")
     stop = _command(parent, "stop", commands.stop)
     stop.add_argument("run", type=Path, metavar="RUN")
     status = _command(parent, "status", commands.status)

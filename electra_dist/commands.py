@@ -120,6 +120,59 @@ def corpus_info(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def corpus_audit(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prove that a run used each position once."""
+    from electra_dist.train.audit import audit, render
+
+    steps = None if args.steps is None else steps_range(args.steps)
+    found = audit(args.run, overrides, steps, _report_steps())
+    print(json.dumps(found.to_json(), indent=2) if args.json else render(found))
+    return 1 if found.problems else 0
+
+
+def _report_steps() -> Callable[[int, int], None]:
+    interval = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval:
+            last = time.monotonic()
+            print(f"{done:,} of {total:,} steps checked", file=sys.stderr, flush=True)
+
+    return report
+
+
+def trace(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Say what each rank reads in some steps: rows, masks, hashes; without a model."""
+    from electra_dist.config import files
+    from electra_dist.data.corpora import Corpora
+    from electra_dist.data.trace import TITLES, describe, render, trace
+
+    steps = steps_range(args.steps)
+    config = files.load(args.config, overrides, recipe=args.recipe)
+    corpora = Corpora.open(config.data)
+    records = trace(config, corpora, steps, args.world_size, args.ranks_per_node)
+    if not args.json:
+        for number, record in enumerate(records):
+            print("\n".join(render(record)) if number else "\n".join([TITLES, *render(record)]))
+        return 0
+    head = json.dumps({"world_size": args.world_size, "seed": config.seed, **describe(corpora)})
+    print(f'{head[:-1]}, "steps": [')  # step by step: the whole may be larger than memory
+    for number, record in enumerate(records):
+        print("," * (number > 0) + json.dumps(record))
+    print("]}")
+    return 0
+
+
+def steps_range(words: str) -> range:
+    """`A:B` as the updates A to B - 1."""
+    first, colon, last = words.partition(":")
+    if colon and first.isdecimal() and last.isdecimal() and int(first) < int(last):
+        return range(int(first), int(last))
+    raise UserError(f"--steps {words} must be A:B with A below B; updates are counted from 0")
+
+
 def vocab_train(args: argparse.Namespace, _: list[str]) -> int:
     """Train a WordPiece vocabulary on text."""
     from electra_dist.data.vocab import train_vocab

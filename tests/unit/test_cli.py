@@ -31,6 +31,8 @@ HELP = {
     "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
     "corpus info": ("CORPUS", "--json"),
+    "corpus audit": ("RUN", "--steps", "--json"),
+    "trace": ("CONFIG.toml", "--steps", "--world-size", "--ranks-per-node", "--recipe", "--json"),
     "vocab": ("train",),
     "vocab train": ("--input", "--size", "--out"),
     "pretrain": (
@@ -148,6 +150,10 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
         (["pretrain", "--recipe", "tiny", "--otu", "x", "--out", "y"], "--otu"),
         (["pretrain", "--recipe", "tiny"], "--out"),
+        (["trace", "--recipe", "tiny", "--steps", "3"], "--steps 3 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "4:4"], "--steps 4:4 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "0:4"], "data.corpus is not set"),
+        (["corpus", "audit", "nowhere"], "nowhere is not a run folder"),
         (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "0"], "--nproc 0"),
         (["checkpoint", "export", "onnx", "C", "--out", "x"], "'onnx'"),
         (["finetune", "--model", "m", "--train", "t"], "--dev"),
@@ -212,6 +218,9 @@ def test_of_several_ranks_only_the_first_says_it(
         ),
         ("pretrain --engine.deterministic c.toml", "pretrain c.toml", "--engine.deterministic"),
         ("pretrain --a.b", "pretrain", "--a.b"),
+        # These take every word up to the next option.
+        ("trace --data.blend w 3 b 1 --steps 0:1", "trace --steps 0:1", "--data.blend w 3 b 1"),
+        ("trace c --data.skips 0 3 5 9", "trace c", "--data.skips 0 3 5 9"),
     ],
 )
 def test_overrides_are_told_from_the_other_words(typed: str, plain: str, overrides: str) -> None:
@@ -222,7 +231,11 @@ VALUES = st.sampled_from(["8", "-1", "1e-3", "true", "a.toml", "x=y", "none"])
 PLAIN = st.sampled_from(["c.toml", "--out", "RUN", "--nproc", "2", "--recipe", "tiny"])
 ALL_KNOBS = files.flatten(files.load(None))
 KNOBS = st.sampled_from(
-    [n for n, value in ALL_KNOBS.items() if n != "recipe" and not isinstance(value, bool)]
+    [
+        name
+        for name, value in ALL_KNOBS.items()
+        if name != "recipe" and not isinstance(value, bool | tuple | dict)
+    ]
 )
 
 

@@ -1,5 +1,8 @@
 """Configs that could be: hypothesis draws every knob."""
 
+from itertools import accumulate
+from typing import Any
+
 from hypothesis import strategies as st
 
 from electra_dist.config import schema
@@ -43,9 +46,29 @@ OBJECTIVES = st.builds(
     disc_weight=rates(0.0),
     temperature=rates(),
 )
+# Lengths of gaps and of skipped intervals in turn.
+SKIPS = st.lists(st.tuples(st.integers(0, 10**12), positive(10**6)), max_size=3).map(
+    lambda pairs: tuple(
+        (end - size, end) for (_, size), end in zip(pairs, accumulate(map(sum, pairs)), strict=True)
+    )
+)
+CORPORA = st.one_of(
+    TEXTS.map(lambda corpus: {"corpus": corpus}),
+    st.dictionaries(st.text(max_size=8), positive(100), max_size=4).map(
+        lambda blend: {"blend": blend}
+    ),
+)
+
+
+def data_config(corpora: dict[str, Any], **values: Any) -> schema.DataConfig:
+    return schema.DataConfig(**corpora, **values)
+
+
 DATA = st.builds(
-    schema.DataConfig,
-    corpus=TEXTS,
+    data_config,
+    corpora=CORPORA,
+    num_lanes=positive(64),
+    skips=SKIPS,
     sequence_length=st.integers(8, 512),
     packing=st.sampled_from(["full", "google", "packed"]),
     shuffle_block_size=positive(10**6),

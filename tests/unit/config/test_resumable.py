@@ -29,10 +29,13 @@ OTHER: dict[str, Any] = {
     "objective.disc_weight": 10.0,
     "objective.temperature": 2.0,
     "data.corpus": "elsewhere",
+    "data.blend": {"one": 2, "other": 1},
     "data.sequence_length": 64,
     "data.packing": "google",
     "data.shuffle_block_size": 8,
     "data.shuffle_window_blocks": 8,
+    "data.num_lanes": 2,
+    "data.skips": ((0, 5), (7, 9)),
     "data.prefetch_steps": 0,
     "batch.global_batch_size": 64,
     "batch.micro_batch_size": 16,
@@ -62,10 +65,13 @@ OTHER: dict[str, Any] = {
     "metrics.tensorboard": False,
 }
 # What a resume may change: where data lies, who computes it, when it is saved and measured.
-MAY_CHANGE = {"recipe", "data.corpus", "data.prefetch_steps", "schedule.stop_step"} | {
-    name
-    for name in OTHER
-    if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+MAY_CHANGE = {
+    *("recipe", "schedule.stop_step", "data.corpus", "data.blend", "data.prefetch_steps"),
+    *(
+        name
+        for name in OTHER
+        if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+    ),
 }
 
 
