@@ -203,10 +203,14 @@ def _add_corpus(parent: Any) -> None:
     pack.add_argument(
         "--mode",
         default="full",
-        choices=("full", "google"),
-        help="full keeps every token (default)",
+        choices=("full", "google", "packed"),
+        help="full keeps every token (default), google drops what does not fit, packed fills rows "
+        "with several documents",
     )
     pack.add_argument("--seed", type=int, default=0)
+    pack.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     pack.add_argument(
         "--mask-prob",
         type=float,

@@ -54,7 +54,7 @@ def corpus_build(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def progress_printer() -> Callable[[int, int], None]:
-    """What `build_corpus` reports to: a line to stderr every few seconds, at most."""
+    """What `build_corpus` and `pack` report to: a line to stderr every few seconds, at most."""
     interval = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
     started = last = time.monotonic()
 
@@ -83,7 +83,14 @@ def corpus_pack(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.data.packing import pack
     from electra_dist.data.store import Corpus, Packing
 
-    folder = pack(args.corpus, args.length, args.mode, args.seed)
+    folder = pack(
+        args.corpus,
+        args.length,
+        args.mode,
+        args.seed,
+        num_workers=args.workers,
+        report=progress_printer(),
+    )
     corpus = Corpus.open(args.corpus)
     packing = Packing.open(corpus, args.length, args.mode)
     frozen = freeze(corpus, packing, args.mask_prob)

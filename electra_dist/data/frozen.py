@@ -1,8 +1,9 @@
 """Frozen corruption: held-out rows with recorded masks and noise, so that curves of runs compare.
 
-Recorded once, at packing, for one mask probability: the masked rows, one uniform number a slot
-(each run samples its own generator with it) and a replacement drawn from the corpus's unigram
-distribution (the same for every run). Shapes: R rows, L positions, N masked slots.
+Recorded once, at packing, for one mask probability, single tokens being masked whatever
+`objective.masking` a run trains with: the masked rows, one uniform number a slot (each run samples
+its own generator with it) and a replacement drawn from the corpus's unigram distribution (the same
+for every run). Shapes: R rows, L positions, N masked slots.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def freeze(corpus: Corpus, packing: Packing, mask_prob: float = 0.15) -> Path | 
         "uniforms": _uniforms(masks.positions_BN.shape, _UNIFORMS).astype(np.float32),
         "unigram_ids": _unigram_sample(corpus, masks.positions_BN.shape).astype(np.uint32),
     }
+    if rows.block_ids_BL is not None and rows.position_ids_BL is not None:  # mode `packed`
+        arrays |= {"block_ids": rows.block_ids_BL, "position_ids": rows.position_ids_BL}
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
     record = {"mask_prob": mask_prob, "rows": num_rows, **asdict(write_arrays(path, arrays))}
     # What is on disk now, not what `packing` was opened with: another probability may have come.

@@ -66,7 +66,12 @@ def render_info(info: dict[str, Any]) -> str:
     rows.append(("quarantined", ": ".join([bad, ", ".join(reasons)] if reasons else [bad])))
     rows.append(("skipped", f"{info['empty_documents']:,} empty documents"))
     for pack in info["packings"]:
-        shares = f"{100 * pack['two_segment_share']:.1f} % with two segments"
+        shares = (
+            f"{pack['mean_blocks']:.2f} documents or parts of one a row"
+            if pack["mode"] == "packed"
+            else f"{100 * pack['two_segment_share']:.1f} % with two segments"
+        )
+        shares += f", {100 * pack['fill_share']:.1f} % of the positions filled"
         name = f"length {pack['length']}, {pack['mode']}"
         rows.append(("packing", f"{name}: {pack['num_examples']:,} examples, {shares}"))
     if not info["packings"]:
@@ -98,6 +103,8 @@ def _packings(folder: Path) -> list[dict[str, Any]]:
         "held_out_examples",
         "two_segment_share",
         "short_sequence_share",
+        "fill_share",
+        "mean_blocks",
     )
     paths = sorted(folder.glob("pack_*_*/manifest.json"))
     manifests = [

@@ -76,6 +76,7 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
     """A micro-batch on `device` with its sampling noise; no attention mask where none is padded."""
     num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
     length = micro_batch.input_ids_BL.shape[1]
+    blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
     has_padding = bool((micro_batch.num_tokens_B < length).any())
     return Batch(
         input_ids_BL=torch.from_numpy(micro_batch.input_ids_BL),
@@ -87,6 +88,8 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
         uniforms_BN=random.sampling_uniforms(
             micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
         ),
+        block_ids_BL=None if blocks is None else torch.from_numpy(blocks),
+        position_ids_BL=None if positions is None else torch.from_numpy(positions),
     ).to(device)
 
 

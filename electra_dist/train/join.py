@@ -45,20 +45,47 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     stop_signals = StopSignals()
     stop_signals.install()
     world = World.from_environment(environ)
-    config, corpora = resolve_config(config, run_folder, world)
+    resolved, mistake = _resolve(config, run_folder, world)
+    groups = start_process_group(
+        world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
+    )
+    _raise_the_first(groups.control, mistake)
+    assert resolved is not None
+    config, corpora = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    groups = start_process_group(
-        world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
-    )
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
     return Joined(
         config=config, corpora=corpora, groups=groups, attempt=attempt, stop_signals=stop_signals
     )
+
+
+def _resolve(
+    config: RunConfig, run_folder: Path, world: World
+) -> tuple[tuple[RunConfig, Corpora] | None, str | None]:
+    """`resolve_config`, or in words what this rank found: all ranks then end on one sentence.
+
+    A single rank raises at once. Of several, one alone may find a mistake (its node does not mount
+    the corpus): the others must not wait for it until their deadline.
+    """
+    try:
+        return resolve_config(config, run_folder, world), None
+    except UserError as error:
+        if world.world_size == 1:
+            raise
+        return None, str(error)
+
+
+def _raise_the_first(control: Control, mistake: str | None) -> None:
+    """Raise the mistake of the lowest rank that found one, on every rank. Collective."""
+    mistakes = control.all_gather_objects(mistake, name="mistakes found before the start")
+    for rank, found in enumerate(mistakes):
+        if found is not None:
+            raise UserError(found if rank == 0 else f"rank {rank}: {found}")
 
 
 def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[RunConfig, Corpora]:

@@ -44,7 +44,7 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
             raise  # no rank has met another: nobody waits for this one
         if world.is_leader:
             print(f"electra-dist: {error}", file=sys.stderr)
-        else:
+        elif joined is not None:
             log.error("%s", error)  # what only this rank may have seen stands in its log
         _leave(joined, run, "failed", 2)
     except Superseded as error:

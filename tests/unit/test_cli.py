@@ -28,7 +28,7 @@ HELP = {
         *("--source", "--input", "--tokenizer", "--vocab-size", "--cased", "--strip-accents"),
         *("--held-out-share", "--max-quarantine-share", "--workers", "--shard-tokens", "--out"),
     ),
-    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--mask-prob"),
+    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
     "corpus info": ("CORPUS", "--json"),
     "corpus audit": ("RUN", "--steps", "--json"),
@@ -397,6 +397,19 @@ def test_pack_has_a_seed_of_its_own(
     capsys.readouterr()
     assert main([*words, "--mask-prob", "15"]) == 2
     assert "--mask-prob 15" in one_sentence(capsys)
+
+
+def test_packed_rows_and_their_masks_are_recorded(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus", "--held-out-share", "0.2")
+    words = ["corpus", "pack", str(corpus), "--length", "32", "--mode", "packed"]
+    assert main([*words, "--workers", "1"]) == 0
+    assert "pack_32_packed: " in capsys.readouterr().out
+    assert (corpus / "pack_32_packed" / "frozen_0.15.safetensors").is_file()
+    assert main(["corpus", "info", str(corpus)]) == 0
+    assert "length 32, packed" in capsys.readouterr().out
+    assert main(["corpus", "verify", str(corpus)]) == 0
 
 
 @pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])

@@ -3,6 +3,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -33,12 +34,23 @@ ARRAYS = (
 Open = Callable[..., CorpusStream]
 
 
-def config(micro: int = 4, prefetch: int = 0, length: int = LENGTH, seed: int = 5) -> RunConfig:
+PACKED_ARRAYS = (*ARRAYS, "block_ids_BL", "position_ids_BL")
+
+
+def config(
+    micro: int = 4,
+    prefetch: int = 0,
+    length: int = LENGTH,
+    seed: int = 5,
+    packing: Literal["full", "packed"] = "full",
+    masking: Literal["token", "whole_word", "span"] = "token",
+) -> RunConfig:
     return RunConfig(
         seed=seed,
-        objective=ObjectiveConfig(mask_prob=0.2),
+        objective=ObjectiveConfig(mask_prob=0.2, masking=masking, mean_span_length=2.5),
         data=DataConfig(
             sequence_length=length,
+            packing=packing,
             shuffle_block_size=16,
             shuffle_window_blocks=4,
             prefetch_steps=prefetch,
@@ -52,7 +64,7 @@ def opened(corpus: Corpus) -> Iterator[Open]:
     """Opens streams and closes them when the test ends."""
     streams = []
 
-    def open_one(rank: int = 0, world_size: int = 1, **options: int) -> CorpusStream:
+    def open_one(rank: int = 0, world_size: int = 1, **options: Any) -> CorpusStream:
         streams.append(CorpusStream(config(**options), corpus, rank, world_size))
         return streams[-1]
 
@@ -63,7 +75,7 @@ def opened(corpus: Corpus) -> Iterator[Open]:
 
 def identical(one: MicroBatch, other: MicroBatch) -> bool:
     return (one.step, one.index, one.checksum) == (other.step, other.index, other.checksum) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ARRAYS
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in PACKED_ARRAYS
     )
 
 
@@ -166,9 +178,46 @@ def test_the_seed_changes_rows_and_masks(opened: Open) -> None:
         assert not np.array_equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
+@pytest.mark.parametrize("mode", ["full", "packed"])
+def test_packed_rows_are_those_of_the_layers_below_for_every_world_size(
+    opened: Open, corpus: Corpus, mode: str, masking: str
+) -> None:
+    packing = Packing.open(corpus, LENGTH, mode)
+    order = Order(seed=5, num_samples=packing.num_examples, block_size=16, window_blocks=4)
+    positions = np.arange(GLOBAL) + 7 * GLOBAL
+    reader = RowReader(corpus, packing, "train", word_starts=True)
+    rows = reader.read(order.sample_ids(positions))
+    ids = corpus.special_ids
+    rule = MaskRule(
+        seed=5,
+        mask_prob=0.2,
+        max_masked=6,
+        mask_id=ids.mask,
+        never=(ids.cls, ids.sep, ids.mask),
+        masking=masking,
+        mean_span_length=2.5,
+    )
+    masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, rule, rows.word_start_BL)
+    for world_size in (1, 3):
+        by_rank = [
+            opened(rank, world_size, packing=mode, masking=masking).micro_batches(7, 7 * GLOBAL)
+            for rank in range(world_size)
+        ]
+        found = sorted((b for own in by_rank for b in own), key=lambda batch: batch.index)
+        for name in ("input_ids_BL", "block_ids_BL", "position_ids_BL", "num_tokens_B"):
+            columns, expected = [getattr(b, name) for b in found], getattr(rows, name)
+            if expected is None:
+                assert columns == [None] * 6
+            else:
+                np.testing.assert_array_equal(np.concatenate(columns), expected)
+        chosen = np.concatenate([batch.masked_positions_BN for batch in found])
+        np.testing.assert_array_equal(chosen, masks.positions_BN)
+
+
+@pytest.mark.parametrize("name", PACKED_ARRAYS)
 def test_the_checksum_changes_with_any_tensor(opened: Open, name: str) -> None:
-    batch = opened().micro_batch(3, 1, 100)
+    batch = opened(packing="packed").micro_batch(3, 1, 100)
     same = replace(batch, **{name: getattr(batch, name).copy()})
     assert same.checksum == batch.checksum
     for place in (0, -1):
