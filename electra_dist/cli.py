@@ -241,6 +241,7 @@ def _add_corpus(parent: Any) -> None:
 
 _KNOBS = """common knobs (--section.field value; `electra-dist config docs` lists all):
   --data.corpus CORPUS              --data.sequence_length 128
+  --data.blend CORPUS 3 CORPUS 1    --data.num_lanes 1              --data.skips FIRST LAST ...
   --batch.global_batch_size 128     --batch.micro_batch_size 32
   --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
   --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.clip_norm 1.0

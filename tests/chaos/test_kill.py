@@ -15,6 +15,7 @@ import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.reshard import differences
+from electra_dist.train.audit import audit
 from tests import made_up
 
 pytestmark = pytest.mark.chaos
@@ -85,3 +86,4 @@ def test_a_killed_run_ends_like_the_calm_one(
     assert differences(*newest) == []
     assert lines(broken) == lines(calm)
     assert [line["step"] for line in lines(broken)] == list(range(1, 41))
+    assert audit(broken, []).problems == []
