@@ -13,9 +13,11 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +36,7 @@ _POLL_SECONDS = 0.2
 _STALLED_SECONDS = 30.0
 """A fetch of another process that has not grown for so long is not waited for any more."""
 _LEFTOVER_SECONDS = 24 * 3600.0
+_CACHE_NAME = re.compile(r".+-[0-9a-f]{16}\.\w+(\.[0-9]{20}-[0-9a-f]{8}\.tmp)?")
 _NUM_FETCHES = 3
 """Times that a file is fetched when it comes damaged, or is evicted before it is opened."""
 
@@ -91,13 +94,12 @@ class Cache:
             )
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Files of the cache; nothing else that lies in the folder is touched."""
         for path in self.folder.rglob("*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # another process evicted it, or gave it its name
-                continue
-            if path.is_file():
-                yield path, status
+            if _CACHE_NAME.fullmatch(path.name):
+                # If it is gone, another process evicted it, or gave it its name.
+                with suppress(FileNotFoundError):
+                    yield path, path.stat()
 
 
 @dataclass(frozen=True, kw_only=True)

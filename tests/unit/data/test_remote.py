@@ -212,6 +212,9 @@ def test_the_cache_holds_what_was_used_last_and_what_is_mapped(
     small = replace(cache, max_bytes=limit)
     folder = RemoteFolder.at(ADDRESS, small)
     first, second = folder.fetch(records[0]), folder.fetch(records[1])
+    of_the_user = cache.folder / "thesis.safetensors"
+    of_the_user.write_bytes(bytes(limit))
+    os.utime(of_the_user, (0, 0))
     os.utime(first, (1, 1))
     os.utime(second, (2, 2))
     folder.fetch(records[0])  # a hit makes it the one used last
@@ -228,6 +231,7 @@ def test_the_cache_holds_what_was_used_last_and_what_is_mapped(
     del mapped
     folder.fetch(records[2])
     assert not first.exists()
+    assert of_the_user.exists()
 
 
 @pytest.mark.usefixtures("flaky")
@@ -269,7 +273,7 @@ def test_leftovers_of_killed_processes_are_removed_after_a_day(
 ) -> None:
     folder, records = RemoteFolder.at(ADDRESS, cache), corpus.records("train")
     path = folder.fetch(records[0])
-    old, new = (path.with_name(f"{path.name}.{n}.tmp") for n in (0, 1))
+    old, new = (path.with_name(f"{path.name}.{n:020}-0123abcd.tmp") for n in (0, 1))
     for leftover in (old, new):
         leftover.write_bytes(b"half")
     os.utime(old, (1, time.time() - 2 * 24 * 3600))
@@ -286,7 +290,7 @@ def test_one_process_fetches_and_the_others_wait_for_it(
     content = path.read_bytes()
     path.unlink()
     flaky.reads.clear()
-    growing = path.with_name(f"{path.name}.{0:020}-first.tmp")
+    growing = path.with_name(f"{path.name}.{0:020}-0123abcd.tmp")
     growing.write_bytes(content[:10])
 
     def meanwhile(_: float) -> None:
