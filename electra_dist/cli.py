@@ -296,6 +296,9 @@ def _add_checkpoint(parent: Any) -> None:
     listing.add_argument("--json", action="store_true", help="one JSON document")
     verify = _command(checkpoint, "verify", commands.checkpoint_verify)
     verify.add_argument("checkpoint", type=Path, metavar="CKPT")
+    verify.add_argument(
+        "--repair", action="store_true", help="rebuild a lost or damaged shard from parity.xor"
+    )
     diff = _command(
         checkpoint,
         "diff",

@@ -277,12 +277,15 @@ def checkpoint_list(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def checkpoint_verify(args: argparse.Namespace, _: list[str]) -> int:
-    """Check every byte against the hashes."""
+    """Check every byte against the hashes; with --repair rebuild what the parity file can."""
     from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
+    from electra_dist.checkpoint.parity import repair
     from electra_dist.checkpoint.reshard import CheckpointReader
 
     folder = resolve(args.checkpoint).folder
     try:
+        for name in repair(folder) if args.repair else ():
+            print(f"{folder / name}: rebuilt")
         with CheckpointReader(folder) as reader:
             reader.verify()
     except CorruptCheckpoint as error:

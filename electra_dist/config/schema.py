@@ -394,6 +394,10 @@ class CheckpointConfig:
     """Save after every so many steps; a stop and the end save as well."""
     keep_last: int = 3
     """Newest checkpoints to keep; older ones go once a newer one has been verified."""
+    asynchronous: bool = True
+    """Train on while a save is written: takes host memory of twice what a rank saves."""
+    parity: bool = False
+    """Write a file as large as the largest shard, from which one lost shard can be rebuilt."""
 
     def __post_init__(self) -> None:
         _require_positive("checkpoint", every_steps=self.every_steps, keep_last=self.keep_last)

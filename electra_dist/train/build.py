@@ -68,15 +68,15 @@ class Run:
         """Small exchanges between ranks."""
         return self.groups.control
 
-    def save(self) -> bool:
-        """Save a checkpoint of the current state; False if the disk did not take it. Collective."""
+    def save(self) -> None:
+        """Begin a checkpoint of the current state, on every rank at the same step."""
         if self.ledger is not None:
             self.ledger.sync()
         state = self.state.to_json(
             config_fingerprint=files.fingerprint(self.config),
             corpus_fingerprint=self.corpus_fingerprint,
         )
-        return self.store.save(self.engine, self.state.step, state)
+        self.store.save(self.engine, self.state.step, state)
 
     def record(
         self,
@@ -100,6 +100,7 @@ class Run:
 
     def close(self) -> None:
         """End the threads and close the files."""
+        self.store.close()
         self.stream.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -138,6 +139,8 @@ def assemble(joined: Joined) -> Run:
             control,
             keep_last=config.checkpoint.keep_last,
             commit_timeout_seconds=config.resilience.commit_timeout_seconds,
+            asynchronous=config.checkpoint.asynchronous,
+            parity=config.checkpoint.parity,
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
@@ -149,6 +152,7 @@ def assemble(joined: Joined) -> Run:
         state=RunState(skipped=config.data.skips),
     )
     _restore(run)
+    run.store.prepare(run.engine)
     return run
 
 

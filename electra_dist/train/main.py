@@ -23,6 +23,9 @@ from electra_dist.train.loop import train
 
 log = logging.getLogger(__name__)
 
+SETTLE_SECONDS = 10.0
+"""How long a rank that leaves after an error lets its writer end a save that is in flight."""
+
 
 def pretrain(config: RunConfig, run_folder: Path) -> int:
     """Start the run, or resume it if the folder holds a checkpoint; returns the exit code.
@@ -49,7 +52,7 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         _leave(joined, run, "failed", 2)
     except Superseded as error:
         log.error("%s", error)
-        if run is not None:
+        if run is not None and world.is_leader:
             run.events.append("superseded", step=run.state.step)
         _leave(joined, run, "superseded", 1)
     except Exception as error:
@@ -58,6 +61,8 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         log.debug("%s", traceback.format_exc())
         if joined is None and not isinstance(error, CollectiveError):
             traceback.print_exc()
+        if run is not None:
+            run.store.settle(SETTLE_SECONDS)
         _leave(joined, run, "failed", 1)
     return reason.exit_code
 

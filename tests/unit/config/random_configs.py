@@ -114,7 +114,11 @@ CONFIGS = st.builds(
     schedule=SCHEDULES,
     engine=ENGINES,
     checkpoint=st.builds(
-        schema.CheckpointConfig, every_steps=positive(10**6), keep_last=positive(100)
+        schema.CheckpointConfig,
+        every_steps=positive(10**6),
+        keep_last=positive(100),
+        asynchronous=st.booleans(),
+        parity=st.booleans(),
     ),
     resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
     metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),

@@ -60,6 +60,8 @@ OTHER: dict[str, Any] = {
     "engine.deterministic": True,
     "checkpoint.every_steps": 7,
     "checkpoint.keep_last": 1,
+    "checkpoint.asynchronous": False,
+    "checkpoint.parity": True,
     "resilience.commit_timeout_seconds": 5.0,
     "metrics.log_every": 1,
     "metrics.eval_every": 5,
