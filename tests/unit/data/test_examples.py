@@ -44,7 +44,7 @@ def short_sentences(num_documents: int, num_sentences: int = 400) -> list[list[i
     return rng.integers(5, 16, (num_documents, num_sentences)).tolist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(SENTENCES, st.integers(5, 300), st.integers(0, 1000))
 def test_full_mode_tiles_every_document_in_order(
     lengths: list[int], length: int, seed: int
@@ -59,7 +59,7 @@ def test_full_mode_tiles_every_document_in_order(
     assert position == sum(lengths)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(SENTENCES, st.integers(5, 300), st.integers(0, 1000))
 def test_google_mode_starts_at_sentences_and_drops_only_what_was_cut_off(
     lengths: list[int], length: int, seed: int
@@ -124,7 +124,7 @@ def oracle_document(
 
 
 @pytest.mark.parametrize("mode", ["full", "google"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SENTENCES | st.lists(st.integers(1, 4), min_size=1, max_size=200), st.data())
 def test_examples_are_those_of_the_rules_sentence_by_sentence(
     mode: str, lengths: list[int], data: st.DataObject
@@ -136,7 +136,7 @@ def test_examples_are_those_of_the_rules_sentence_by_sentence(
     assert found == [(start + first, a, b) for first, a, b in expected]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(SENTENCES, st.integers(5, 300), st.data())
 def test_segments_are_those_of_the_rules_on_tokens(
     pieces: list[int], length: int, data: st.DataObject
@@ -258,7 +258,7 @@ def oracle_blocks(documents: list[list[int]], length: int) -> list[list[int]]:
     return [*rows, row] if row else rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(DOCUMENTS, st.integers(5, 300))
 def test_packed_rows_hold_every_document_once_and_in_order(
     documents: list[list[int]], length: int

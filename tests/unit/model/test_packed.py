@@ -9,45 +9,39 @@ from torch import Tensor
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.masking import MaskRule, mask_rows
-from electra_dist.data.rows import assemble_blocks
-from electra_dist.data.store import SpecialIds
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
 from electra_dist.model.encoder import attention_mask
 
 LENGTH = 24
-SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+CLS, SEP, MASK = 2, 3, 4
 BLOCKS = [[5, 3, 8], [22], [1, 1, 1, 1, 1, 1], [9, 4]]
 Scrambled = Callable[..., JointElectra]
 
 
 def packed_batch(seed: int = 0) -> Batch:
     """Rows of `BLOCKS`: full, one document, many short ones, and padded."""
-    num_tokens = [sum(row) for row in BLOCKS]
-    tokens = np.random.default_rng(seed).integers(5, 90, sum(num_tokens)).astype(np.uint16)
-    rows = assemble_blocks(
-        tokens,
-        np.cumsum([0, *num_tokens[:-1]]),
-        np.array([len(row) for row in BLOCKS]),
-        np.array([block for row in BLOCKS for block in row]),
-        LENGTH,
-        SPECIAL,
-    )
-    rule = MaskRule(seed=seed, mask_prob=0.3, max_masked=7, mask_id=4, never=(2, 3, 4))
-    masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, np.arange(len(BLOCKS)), rule)
-    assert rows.block_ids_BL is not None
-    assert rows.position_ids_BL is not None
+    rng = np.random.default_rng(seed)
+    ids, blocks, positions = (np.zeros((len(BLOCKS), LENGTH), np.int64) for _ in range(3))
+    for number, (row, place) in enumerate(places()):
+        size = place.stop - place.start
+        ids[row, place] = [CLS, *rng.integers(5, 90, size - 2), SEP]
+        blocks[row, place] = number + 1  # rising within a row, which is all that matters
+        positions[row, place] = np.arange(size)
+    num_tokens_B = (blocks > 0).sum(axis=1)
+    rule = MaskRule(seed=seed, mask_prob=0.3, max_masked=7, mask_id=MASK, never=(CLS, SEP, MASK))
+    masks = mask_rows(ids, num_tokens_B, np.arange(len(BLOCKS)), rule)
     return Batch(
-        input_ids_BL=torch.from_numpy(rows.input_ids_BL),
-        masked_ids_BL=torch.from_numpy(masks.masked_ids_BL),
-        token_type_ids_BL=torch.from_numpy(rows.token_type_ids_BL),
-        attention_mask_BL=torch.from_numpy(rows.block_ids_BL > 0),
-        masked_positions_BN=torch.from_numpy(masks.positions_BN),
+        input_ids_BL=torch.from_numpy(ids),
+        masked_ids_BL=torch.from_numpy(masks.masked_ids_BL).long(),
+        token_type_ids_BL=torch.zeros(ids.shape, dtype=torch.int64),
+        attention_mask_BL=torch.from_numpy(blocks > 0),
+        masked_positions_BN=torch.from_numpy(masks.positions_BN).long(),
         masked_weights_BN=torch.from_numpy(masks.weights_BN),
         uniforms_BN=random.sampling_uniforms(masks.positions_BN.shape, seed, 0, 0),
-        block_ids_BL=torch.from_numpy(rows.block_ids_BL),
-        position_ids_BL=torch.from_numpy(rows.position_ids_BL),
+        block_ids_BL=torch.from_numpy(blocks.astype(np.int16)),
+        position_ids_BL=torch.from_numpy(positions.astype(np.int32)),
     )
 
 
