@@ -9,7 +9,7 @@ from torch import Tensor
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.masking import MaskRule, mask_rows
-from electra_dist.data.rows import assemble_blocks
+from electra_dist.data.rows import NUM_BEFORE, assemble_blocks, windows
 from electra_dist.data.store import SpecialIds
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
@@ -26,12 +26,11 @@ def packed_batch(seed: int = 0) -> Batch:
     """Rows of `BLOCKS`: full, one document, many short ones, and padded."""
     num_tokens = [sum(row) for row in BLOCKS]
     tokens = np.random.default_rng(seed).integers(5, 90, sum(num_tokens)).astype(np.uint16)
+    first = np.cumsum([0, *num_tokens[:-1]]) - NUM_BEFORE
     rows = assemble_blocks(
-        tokens,
-        np.cumsum([0, *num_tokens[:-1]]),
+        windows(tokens, first, LENGTH + 1),
         np.array([len(row) for row in BLOCKS]),
         np.array([block for row in BLOCKS for block in row]),
-        LENGTH,
         SPECIAL,
     )
     rule = MaskRule(seed=seed, mask_prob=0.3, max_masked=7, mask_id=4, never=(2, 3, 4))
@@ -39,11 +38,11 @@ def packed_batch(seed: int = 0) -> Batch:
     assert rows.block_ids_BL is not None
     assert rows.position_ids_BL is not None
     return Batch(
-        input_ids_BL=torch.from_numpy(rows.input_ids_BL),
-        masked_ids_BL=torch.from_numpy(masks.masked_ids_BL),
-        token_type_ids_BL=torch.from_numpy(rows.token_type_ids_BL),
+        input_ids_BL=torch.from_numpy(rows.input_ids_BL).long(),
+        masked_ids_BL=torch.from_numpy(masks.masked_ids_BL).long(),
+        token_type_ids_BL=torch.from_numpy(rows.token_type_ids_BL).long(),
         attention_mask_BL=torch.from_numpy(rows.block_ids_BL > 0),
-        masked_positions_BN=torch.from_numpy(masks.positions_BN),
+        masked_positions_BN=torch.from_numpy(masks.positions_BN).long(),
         masked_weights_BN=torch.from_numpy(masks.weights_BN),
         uniforms_BN=random.sampling_uniforms(masks.positions_BN.shape, seed, 0, 0),
         block_ids_BL=torch.from_numpy(rows.block_ids_BL),
