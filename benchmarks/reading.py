@@ -55,7 +55,7 @@ INSTALLS = (
         *("datasets==5.2.0", "webdataset==1.0.2", "transformers==5.17.0", "numpy==2.1.3"),
         *("xxhash==3.8.2", "brotli==1.2.1", "python-snappy==0.7.3", "zstd==1.5.7.2"),
         *("boto3==1.44.8", "catalogue==2.0.10", "lightning-utilities==0.15.3", "obstore==0.12.1"),
-        *("tifffile==2026.3.3", "pillow==13.0.0", "torch==2.13.0"),
+        *("tifffile==2026.3.3", "pillow==13.0.0", "requests==2.34.2", "torch==2.13.0"),
     ),
 )
 
@@ -70,7 +70,11 @@ def environment(cache: Path) -> Path:
     if not stamp.is_file() or stamp.read_text() != json.dumps(INSTALLS):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         for packages in INSTALLS:
-            subprocess.run([python, "-m", "pip", "install", "-qq", *packages], check=True)
+            # pip reports the clashes on stderr, which are known: shown if it fails only.
+            command = [python, "-m", "pip", "install", "-qq", *packages]
+            done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise SystemExit(done.stderr)
         stamp.write_text(json.dumps(INSTALLS))
     return python
 
@@ -87,6 +91,7 @@ class Peer:
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
         )
+        self._name = name
         if problem := self.ask("check"):
             raise SystemExit(f"{name} does not read what it should: {problem}")
 
@@ -95,7 +100,10 @@ class Peer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._name} ended; what it said stands above")
+        return json.loads(answer)
 
     def close(self) -> None:
         """Ends the process."""
