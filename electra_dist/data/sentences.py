@@ -57,14 +57,13 @@ def split_at_punctuation(text: str) -> str:
     Not before a lower-case letter, not after a single letter, a number of one or two digits or an
     abbreviation without vowels, not inside numbers: where in doubt two sentences stay together.
     """
-    found = [
+    ends = {
         match.end()
         for mark, pattern in _ENDS.items()
         if mark in text
         for match in pattern.finditer(text)
-    ]
-    found.sort()
-    return "\n".join([text[start:end] for start, end in pairwise([0, *found, len(text)])])
+    }
+    return "\n".join([text[start:end] for start, end in pairwise([0, *sorted(ends), len(text)])])
 
 
 SPLITTERS: dict[str, Splitter] = {"lines": split_lines, "punctuation": split_at_punctuation}

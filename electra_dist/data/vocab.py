@@ -45,7 +45,7 @@ def train_vocab(
         )
     if out.exists():
         raise UserError(f"--out {out} exists already: remove it or choose another name")
-    files = sources.find_files(inputs)
+    files = sources.find_files(inputs, source)
     options = sources.SourceOptions(text_field=text_field)
     tokenizer = train_wordpiece(
         lambda: read_sentences(source, files, options), vocab_size, lowercase, strip_accents
