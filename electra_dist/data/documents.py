@@ -21,8 +21,9 @@ def add_documents(parsed: ParsedPiece, text: str, piece: Piece, options: SourceO
     """Adds the documents of a cleaned text, in which `DOCUMENT_END` stands between them."""
     if piece.continues:
         _note(parsed, "split_documents", 1, piece)
-    for part in SPLITTERS[options.splitter](text).split(DOCUMENT_END):
-        sentences = tuple(filter(None, map(str.strip, part.split("\n"))))
+    split = SPLITTERS[options.splitter]
+    for part in text.split(DOCUMENT_END):
+        sentences = tuple(filter(None, map(str.strip, split(part))))
         if _may_exceed(part, options.max_sentence_bytes) and any(
             _may_exceed(sentence, options.max_sentence_bytes) for sentence in sentences
         ):
