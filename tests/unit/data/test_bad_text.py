@@ -97,8 +97,14 @@ def test_a_build_of_bad_text_ends_well_and_loses_nothing_good(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_line_of_300_mb_is_read_in_bounded_memory(tmp_path: Path) -> None:
+def test_a_line_of_300_mb_is_split_and_built(tmp_path: Path) -> None:
     write_bad_text(tmp_path / "in", line_bytes=300_000_000)
-    sources = specs(tmp_path / "in")
-    build_corpus(BuildOptions(sources=sources, out=tmp_path / "out", vocab_size=300))
+    options = BuildOptions(
+        sources=specs(tmp_path / "in"),
+        out=tmp_path / "out",
+        vocab_size=300,
+        vocab_sample_bytes=1 << 20,
+        num_workers=2,
+    )
+    build_corpus(options)
     check(tmp_path / "out", tmp_path / "in")
