@@ -31,14 +31,15 @@ from electra_dist.data.store import (
     write_json,
 )
 from electra_dist.errors import UserError
+from electra_dist.runtime.progress import Progress
 
 MAX_LENGTH = 65535  # lengths of segments and blocks are stored as uint16
 
 TOKENS_PER_PROCESS = 8 << 20
 """Another process starts in about the time in which so many tokens are packed."""
 
-Report = Callable[[int, int], None]
-"""Told of documents and tokens that are packed so far."""
+Report = Callable[[Progress], None]
+"""Called after each token file with how far the packing is."""
 
 
 def pack(
@@ -80,11 +81,19 @@ def pack(
         for split in SPLITS
         for number in range(len(corpus.manifest["splits"][split]["shards"]))
     ]
+    sizes = [int(corpus.records(task.split)[task.number]["bytes"]) for task in tasks]
     records: list[_Packed] = []
     for packed in _pack_all(tasks, num_workers, corpus):
         records.append(packed)
         if report is not None:
-            report(sum(p.documents for p in records), sum(p.tokens for p in records))
+            report(
+                Progress(
+                    phase="packing",
+                    num_bytes=sum(sizes[: len(records)]),
+                    total_bytes=sum(sizes),
+                    num_tokens=sum(p.tokens for p in records),
+                )
+            )
     write_json(building / "manifest.json", _manifest(corpus, length, mode, seed, records))
     commit_folder(building, folder)
     return folder
@@ -110,7 +119,6 @@ class _Packed:
     record: dict[str, Any]
     """Of the file, for the manifest."""
     split: str
-    documents: int
     tokens: int
     two_segment: int
     """Rows of two segments."""
@@ -153,7 +161,6 @@ def _pack_one(task: _Task) -> _Packed:
     return _Packed(
         record={"split": task.split, "examples": len(used_E), **asdict(record)},
         split=task.split,
-        documents=len(shard.document_offsets) - 1,
         tokens=len(shard.tokens),
         two_segment=int((examples.length_b > 0).sum()) if isinstance(examples, Examples) else 0,
         short=int((used_E < task.length).sum()),

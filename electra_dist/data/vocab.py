@@ -45,7 +45,7 @@ def train_vocab(
         )
     if out.exists():
         raise UserError(f"--out {out} exists already: remove it or choose another name")
-    files = sources.find_files(inputs)
+    files = sources.find_files(inputs, source)
     options = sources.SourceOptions(text_field=text_field)
     tokenizer = train_wordpiece(
         lambda: read_sentences(source, files, options), vocab_size, lowercase, strip_accents
@@ -65,11 +65,9 @@ def read_sentences(
     source: str, files: Sequence[sources.InputFile], options: sources.SourceOptions
 ) -> Iterator[str]:
     """All usable sentences of the files; bad records are left out."""
-    read = sources.source_named(source)
     for file in files:
-        for item in read(file.path, options):
-            if isinstance(item, sources.Document):
-                yield from item.sentences
+        for document in sources.read(source, file, options):
+            yield from document.sentences
 
 
 def train_wordpiece(

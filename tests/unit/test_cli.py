@@ -1,12 +1,14 @@
 """The command line: its words, its one-sentence errors, its JSON, and what it does not import."""
 
 import argparse
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import xxhash
@@ -15,7 +17,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from check_login_imports import FORBIDDEN
-from electra_dist import commands
 from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
 from electra_dist.cli import main, make_parser, split_overrides
 from electra_dist.config import files
@@ -27,6 +28,8 @@ HELP = {
     "corpus build": (
         *("--source", "--input", "--tokenizer", "--vocab-size", "--cased", "--strip-accents"),
         *("--held-out-share", "--max-quarantine-share", "--workers", "--shard-tokens", "--out"),
+        *("--field", "--splitter", "--dedup", "--near-threshold", "--license", "--weight"),
+        *("--sources", "--vocab-sample-bytes", "--max-document-bytes"),
     ),
     "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
@@ -145,6 +148,17 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["corpus", "info", "C", "--jsn"], "--jsn"),
         (["corpus", "info", "C", "--data.corpus", "D"], "--data.corpus D"),
         (["corpus", "build", "--input", "x", "--out", "y", "--vocab-size", "big"], "'big'"),
+        (["corpus", "build", "--out", "y"], "no source"),
+        (
+            ["corpus", "build", "--sources", "s", "--input", "x", "--out", "y"],
+            "--input and --sources",
+        ),
+        (
+            ["corpus", "build", "--sources", "s", "--field", "x", "--out", "y"],
+            "--field and --sources",
+        ),
+        (["corpus", "build", "--input", "x", "--out", "y", "--dedup", "some"], "'some'"),
+        (["corpus", "build", "--input", "x", "--out", "y", "--weight", "-1"], "weight -1"),
         (["corpus", "pack", "C", "--len", "8"], "--len 8"),  # no abbreviations
         (["config", "show", "--bach.micro_batch_size", "8"], "--bach.micro_batch_size"),
         (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
@@ -362,6 +376,21 @@ def test_a_place_that_cannot_be_written(source: Path, capsys: pytest.CaptureFixt
     assert f"{source}/corpus" in one_sentence(capsys)
 
 
+def test_a_full_disk_is_one_sentence(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("electra_dist.data.store.write_json", full)
+    words = ["corpus", "build", "--input", str(source), "--out", str(tmp_path / "corpus")]
+    assert main(words) == 2
+    assert f"{tmp_path}/corpus.building: No space left on device" in one_sentence(capsys)
+
+
 def test_a_corpus_can_be_cut_into_smaller_files(build: Callable[..., Path]) -> None:
     assert len(list(build("one").glob("tokens_*"))) == 1
     assert len(list(build("many", "--shard-tokens", "1000").glob("tokens_*"))) > 3
@@ -410,21 +439,3 @@ def test_packed_rows_and_their_masks_are_recorded(
     assert main(["corpus", "info", str(corpus)]) == 0
     assert "length 32, packed" in capsys.readouterr().out
     assert main(["corpus", "verify", str(corpus)]) == 0
-
-
-@pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])
-def test_progress_is_a_line_every_few_seconds(
-    is_terminal: bool,
-    lines: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clock = iter([0.0, 1.0, 6.0, 7.0, 20.0, 31.0, 32.0])
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    report = commands.progress_printer()
-    for number in range(1, 7):
-        report(number * 1000, number * 10_000)
-    shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == lines
-    assert shown[-1] == "5,000 documents, 50,000 tokens after 31 s"

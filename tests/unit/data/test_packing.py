@@ -15,6 +15,7 @@ from electra_dist.data.rows import RowReader
 from electra_dist.data.store import PACKING_MODES, Corpus, Packing
 from electra_dist.data.verify import verify_corpus
 from electra_dist.errors import UserError
+from electra_dist.runtime.progress import Progress
 from tests.unit.data.conftest import LENGTH
 
 
@@ -34,8 +35,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_a_packing_has_the_same_bytes_for_any_number_of_workers(
     copied: Corpus, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[int, int]] = []
-    folder = pack(copied.folder, LENGTH, mode, 2, report=lambda *counts: told.append(counts))
+    told: list[Progress] = []
+    folder = pack(copied.folder, LENGTH, mode, 2, report=told.append)
     alone = files_of(folder)
     shutil.rmtree(folder)
     monkeypatch.setattr(packing, "TOKENS_PER_PROCESS", 1)
@@ -45,9 +46,11 @@ def test_a_packing_has_the_same_bytes_for_any_number_of_workers(
     assert verify_corpus(copied.folder) == []
     # Progress rises to the whole corpus, a shard at a time.
     splits = copied.manifest["splits"].values()
-    assert told == sorted(told)
+    done = [progress.num_bytes for progress in told]
+    assert done == sorted(done)
     assert len(told) == sum(len(split["shards"]) for split in splits)
-    assert told[-1] == tuple(sum(s[name] for s in splits) for name in ("documents", "tokens"))
+    assert done[-1] == told[-1].total_bytes
+    assert told[-1].num_tokens == sum(split["tokens"] for split in splits)
 
 
 def test_two_lengths_share_the_tokens_of_one_store(copied: Corpus) -> None:
