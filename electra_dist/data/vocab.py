@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from electra_dist.data import sources, store
 from electra_dist.data.tokenize import SPECIAL_TOKENS, wordpiece_tokenizer
+from electra_dist.data.word_counts import count_characters, count_words, repeated
 from electra_dist.errors import UserError
 
 MIN_VOCAB_SIZE = 64
@@ -90,9 +91,8 @@ def train_wordpiece(
         clean_text=True, handle_chinese_chars=True, strip_accents=strip_accents, lowercase=lowercase
     )
     splitter = pre_tokenizers.BertPreTokenizer()
-    counts: Counter[str] = Counter()
-    for sentence in read():
-        counts.update(normalizer.normalize_str(sentence))
+    words = count_words(read(), normalizer, splitter)
+    counts = count_characters(words)
     special = list(SPECIAL_TOKENS.values())
     alphabet = _alphabet(counts, (vocab_size - len(special)) // 2)
     if not alphabet:
@@ -107,8 +107,7 @@ def train_wordpiece(
         if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
     ]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -119,7 +118,7 @@ def train_wordpiece(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(read(), trainer=trainer)
+    tokenizer.train_from_iterator(repeated(words), trainer=trainer)
     return wordpiece_tokenizer(tokenizer.get_vocab(), lowercase, strip_accents)
 
 
