@@ -66,11 +66,9 @@ def read_sentences(
     source: str, files: Sequence[sources.InputFile], options: sources.SourceOptions
 ) -> Iterator[str]:
     """All usable sentences of the files; bad records are left out."""
-    read = sources.source_named(source)
     for file in files:
-        for item in read(file.path, options):
-            if isinstance(item, sources.Document):
-                yield from item.sentences
+        for document in sources.read(source, file, options):
+            yield from document.sentences
 
 
 def train_wordpiece(

@@ -1,0 +1,69 @@
+"""From the text of a piece to its documents: sentences found, limits kept."""
+
+from collections.abc import Iterator, Sequence
+
+from electra_dist.data import records
+from electra_dist.data.cleaning import DOCUMENT_END, clean, join_texts
+from electra_dist.data.records import BadRecord, Document, ParsedPiece, Piece, SourceOptions
+from electra_dist.data.sentences import SPLITTERS
+
+
+def add_texts(
+    parsed: ParsedPiece, texts: Sequence[str], piece: Piece, options: SourceOptions
+) -> None:
+    """Adds one document for each text, in order; a text without words gives an empty one."""
+    if texts:
+        joined = join_texts(texts, parsed.cleaning)
+        add_documents(parsed, clean(joined, parsed.cleaning), piece, options)
+
+
+def add_documents(parsed: ParsedPiece, text: str, piece: Piece, options: SourceOptions) -> None:
+    """Adds the documents of a cleaned text, in which `DOCUMENT_END` stands between them."""
+    limit_characters = min(options.max_document_bytes, options.max_sentence_bytes) // 4
+    for part in SPLITTERS[options.splitter](text).split(DOCUMENT_END):
+        sentences = tuple(filter(None, map(str.strip, part.split("\n"))))
+        if len(part) <= limit_characters:
+            parsed.documents.append(Document(sentences))
+            continue
+        cut = [s for whole in sentences for s in _cut(whole, options.max_sentence_bytes)]
+        _note(parsed, "split_sentences", len(cut) - len(sentences), piece)
+        documents = list(_grouped(cut, options.max_document_bytes))
+        _note(parsed, "split_documents", len(documents) - 1, piece)
+        parsed.documents.extend(documents)
+
+
+def _note(parsed: ParsedPiece, what: str, number: int, piece: Piece) -> None:
+    if number > 0:
+        reason = records.SPLITS[what]
+        parsed.cleaning[what] += number
+        parsed.bad_records.append(BadRecord(piece.offset, reason, kept=True))
+
+
+def _cut(sentence: str, max_bytes: int) -> Iterator[str]:
+    """The sentence in parts of at most `max_bytes` of UTF-8, cut at white space where there is."""
+    if len(sentence) * 4 <= max_bytes or len(sentence.encode()) <= max_bytes:
+        yield sentence
+        return
+    size = max_bytes // 4  # in characters: simple, and still a long sentence
+    start = 0
+    while len(sentence) - start > size:
+        end = sentence.rfind(" ", start + size // 2, start + size) + 1 or start + size
+        if part := sentence[start:end].strip():
+            yield part
+        start = end
+    if part := sentence[start:].strip():
+        yield part
+
+
+def _grouped(sentences: Sequence[str], max_bytes: int) -> Iterator[Document]:
+    """Consecutive sentences in documents of at most `max_bytes`; no sentences: one, empty."""
+    group: list[str] = []
+    num_bytes = 0
+    for sentence in sentences:
+        size = len(sentence.encode())
+        if group and num_bytes + size > max_bytes:
+            yield Document(tuple(group))
+            group, num_bytes = [], 0
+        group.append(sentence)
+        num_bytes += size
+    yield Document(tuple(group))
