@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from electra_dist import commands
+from electra_dist.cli_build import add_build_words
 from electra_dist.errors import UserError
 
 Handler = Callable[[argparse.Namespace, list[str]], int]
@@ -142,55 +143,7 @@ def _group(parent: Any, name: str, words: str) -> Any:
 def _add_corpus(parent: Any) -> None:
     corpus = _group(parent, "corpus", "turn text into a token store, pack it, look at it")
     build = _command(corpus, "build", commands.corpus_build)
-    build.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    build.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs; .gz .xz .bz2 too",
-    )
-    build.add_argument(
-        "--tokenizer",
-        default="train",
-        help="tokenizer.json, WordPiece vocab.txt, or train (default)",
-    )
-    build.add_argument(
-        "--vocab-size", type=int, default=8192, help="for --tokenizer train (default %(default)s)"
-    )
-    build.add_argument(
-        "--cased", action="store_true", help="keep case and accents; for train and vocab.txt"
-    )
-    build.add_argument(
-        "--strip-accents",
-        action=argparse.BooleanOptionalAction,
-        help="for train and vocab.txt (default: unless --cased)",
-    )
-    build.add_argument(
-        "--field", default="text", help="jsonl: the field that holds the text (default %(default)s)"
-    )
-    build.add_argument(
-        "--held-out-share",
-        type=float,
-        default=0.005,
-        help="documents never trained on (default %(default)s)",
-    )
-    build.add_argument(
-        "--max-quarantine-share",
-        type=float,
-        default=0.01,
-        help="bad records that fail the build (default %(default)s)",
-    )
-    build.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
-    build.add_argument(
-        "--shard-tokens",
-        type=int,
-        default=64 << 20,
-        help="tokens in one file at most (default %(default)s)",
-    )
-    build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
+    add_build_words(build)
     pack = _command(corpus, "pack", commands.corpus_pack)
     pack.add_argument("corpus", type=Path, metavar="CORPUS")
     pack.add_argument(

@@ -11,62 +11,30 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from electra_dist.errors import UserError
 
-TERMINAL_SECONDS, LOG_SECONDS = 5.0, 30.0
-"""Between two lines of progress, for a person who watches and for a log file."""
-
 
 def corpus_build(args: argparse.Namespace, _: list[str]) -> int:
     """Tokenize text into a corpus, once for all lengths."""
-    from electra_dist.data.build import BuildOptions, build_corpus
+    from electra_dist.data.build import build_corpus
+    from electra_dist.data.build_options import options_from_words
+    from electra_dist.runtime.progress import ProgressDisplay
 
-    summary = build_corpus(
-        BuildOptions(
-            inputs=tuple(args.input),
-            out=args.out,
-            source=args.source,
-            tokenizer=args.tokenizer,
-            vocab_size=args.vocab_size,
-            lowercase=not args.cased,
-            strip_accents=args.strip_accents,
-            text_field=args.field,
-            held_out_share=args.held_out_share,
-            max_quarantine_share=args.max_quarantine_share,
-            num_workers=args.workers,
-            shard_tokens=args.shard_tokens,
-        ),
-        progress_printer(),
-    )
+    options = options_from_words(vars(args))
+    with ProgressDisplay() as display:
+        summary = build_corpus(options, display)
     print(
         f"{summary.folder}: {summary.documents:,} documents, {summary.tokens:,} tokens, "
         f"vocabulary {summary.vocab_size:,}; held out {summary.held_out_documents:,} documents; "
-        f"quarantined {summary.quarantined:,} records"
+        f"left out {summary.duplicates:,} duplicates and {summary.near_duplicates:,} near "
+        f"duplicates; quarantined {summary.quarantined:,} records"
     )
     if not summary.held_out_documents:
         _warn_nothing_held_out()
     return 0
-
-
-def progress_printer() -> Callable[[int, int], None]:
-    """What `build_corpus` reports to: a line to stderr every few seconds, at most."""
-    interval = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
-    started = last = time.monotonic()
-
-    def report(documents: int, tokens: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= interval:
-            last = now
-            counts = f"{documents:,} documents, {tokens:,} tokens"
-            print(f"{counts} after {now - started:,.0f} s", file=sys.stderr, flush=True)
-
-    return report
 
 
 def _warn_nothing_held_out() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from electra_dist.data.build import BuildOptions, build_corpus
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.frozen import freeze
 from electra_dist.data.packing import pack
 from electra_dist.data.store import Corpus, Packing
@@ -40,7 +41,8 @@ def corpus(folder: Path, *, length: int, num_documents: int = 200) -> Path:
     source = folder / "text.txt"
     source.write_text(text(num_documents), encoding="utf-8")
     out = folder / "corpus"
-    build_corpus(BuildOptions(inputs=(str(source),), out=out, vocab_size=300, held_out_share=0.05))
+    spec = SourceSpec(inputs=(str(source),))
+    build_corpus(BuildOptions(sources=(spec,), out=out, vocab_size=300, held_out_share=0.05))
     pack(out, length)
     opened = Corpus.open(out)
     freeze(opened, Packing.open(opened, length))

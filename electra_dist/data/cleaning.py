@@ -13,35 +13,31 @@ CLEANING = ("newlines", "control_characters", "zero_width", "nfc", "bom")
 
 # CRLF, CR, NEL, line and paragraph separator.
 _NEWLINES = re.compile("\r\n?|[\x85\u2028\u2029]")
-# Category Cc but tab, line feed, and vertical tab and form feed, which are white space.
-_CONTROL = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x9f]+")
+# Category Cc but tab and line feed, and vertical tab and form feed, which are white space: as bytes
+# of UTF-8, the second part being C1.
+_CONTROL_ASCII = bytes([*range(0x01, 0x09), *range(0x0E, 0x20), 0x7F])
+_CONTROL_C1 = re.compile(rb"\xc2[\x80-\x9f]")
 # Zero-width space, word joiner, byte order mark, soft hyphen. Not U+200C and U+200D: they change
 # how Persian, Indic and emoji text reads.
-_ZERO_WIDTH = re.compile("[\u200b\u2060\ufeff\xad]+")
+_ZERO_WIDTH = "\u200b\u2060\ufeff\xad"
 
 
 def clean(text: str, counts: Counter[str]) -> str:
     """The text in NFC, lines ended by line feeds, no control and zero-width characters.
 
-    `DOCUMENT_END` is kept. Changes are added to `counts`.
+    `DOCUMENT_END` is kept. Changes are added to `counts`. Each step asks first, in passes of 1 to
+    10 GB/s, whether it has anything to do: a regular expression with a class reads 0.07 GB/s.
     """
-    is_ascii = text.isascii()
-    if "\r" in text or not is_ascii:
+    if "\r" in text or _holds(text, "\x85\u2028\u2029"):
         text, number = _NEWLINES.subn("\n", text)
-        if number:
-            counts["newlines"] += number
-    text = _remove(_CONTROL, text, "control_characters", counts)
-    if is_ascii:
-        return text
-    text = _remove(_ZERO_WIDTH, text, "zero_width", counts)
-    if not unicodedata.is_normalized("NFC", text):
-        lines = text.split("\n")
-        for index, line in enumerate(lines):
-            if not unicodedata.is_normalized("NFC", line):
-                lines[index] = unicodedata.normalize("NFC", line)
-                counts["nfc"] += 1
-        text = "\n".join(lines)
-    return text
+        counts["newlines"] += number
+    text = _without_control(text, counts)
+    if _holds(text, _ZERO_WIDTH):
+        num_characters = len(text)
+        for character in _ZERO_WIDTH:
+            text = text.replace(character, "")
+        counts["zero_width"] += num_characters - len(text)
+    return text if text.isascii() else _in_nfc(text, counts)
 
 
 def join_texts(texts: Sequence[str], counts: Counter[str]) -> str:
@@ -54,9 +50,34 @@ def join_texts(texts: Sequence[str], counts: Counter[str]) -> str:
     return joined
 
 
-def _remove(pattern: re.Pattern[str], text: str, name: str, counts: Counter[str]) -> str:
-    if pattern.search(text) is None:
+def _holds(text: str, characters: str) -> bool:
+    return not text.isascii() and any(character in text for character in characters)
+
+
+def _without_control(text: str, counts: Counter[str]) -> str:
+    data = text.encode()
+    rest = data.translate(None, _CONTROL_ASCII)
+    removed = len(data) - len(rest)
+    if not text.isascii() and _CONTROL_C1.search(rest):
+        rest, number = _CONTROL_C1.subn(b"", rest)
+        removed += number
+    if not removed:
         return text
-    shorter = pattern.sub("", text)
-    counts[name] += len(text) - len(shorter)
-    return shorter
+    counts["control_characters"] += removed
+    return rest.decode()
+
+
+def _in_nfc(text: str, counts: Counter[str]) -> str:
+    # By line: one combining mark somewhere makes is_normalized normalize all that it is given.
+    lines = text.split("\n")
+    changed = [
+        index
+        for index, line in enumerate(lines)
+        if not line.isascii() and not unicodedata.is_normalized("NFC", line)
+    ]
+    if not changed:
+        return text
+    counts["nfc"] += len(changed)
+    for index in changed:
+        lines[index] = unicodedata.normalize("NFC", lines[index])
+    return "\n".join(lines)

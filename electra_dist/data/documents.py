@@ -19,17 +19,24 @@ def add_texts(
 
 def add_documents(parsed: ParsedPiece, text: str, piece: Piece, options: SourceOptions) -> None:
     """Adds the documents of a cleaned text, in which `DOCUMENT_END` stands between them."""
-    limit_characters = min(options.max_document_bytes, options.max_sentence_bytes) // 4
     for part in SPLITTERS[options.splitter](text).split(DOCUMENT_END):
         sentences = tuple(filter(None, map(str.strip, part.split("\n"))))
-        if len(part) <= limit_characters:
+        if _may_exceed(part, options.max_sentence_bytes) and any(
+            _may_exceed(sentence, options.max_sentence_bytes) for sentence in sentences
+        ):
+            cut = [s for whole in sentences for s in _cut(whole, options.max_sentence_bytes)]
+            _note(parsed, "split_sentences", len(cut) - len(sentences), piece)
+            sentences = tuple(cut)
+        if _may_exceed(part, options.max_document_bytes):
+            documents = list(_grouped(sentences, options.max_document_bytes))
+            _note(parsed, "split_documents", len(documents) - 1, piece)
+            parsed.documents.extend(documents)
+        else:
             parsed.documents.append(Document(sentences))
-            continue
-        cut = [s for whole in sentences for s in _cut(whole, options.max_sentence_bytes)]
-        _note(parsed, "split_sentences", len(cut) - len(sentences), piece)
-        documents = list(_grouped(cut, options.max_document_bytes))
-        _note(parsed, "split_documents", len(documents) - 1, piece)
-        parsed.documents.extend(documents)
+
+
+def _may_exceed(text: str, max_bytes: int) -> bool:
+    return len(text) * 4 > max_bytes  # a character has at most 4 bytes
 
 
 def _note(parsed: ParsedPiece, what: str, number: int, piece: Piece) -> None:
@@ -41,7 +48,7 @@ def _note(parsed: ParsedPiece, what: str, number: int, piece: Piece) -> None:
 
 def _cut(sentence: str, max_bytes: int) -> Iterator[str]:
     """The sentence in parts of at most `max_bytes` of UTF-8, cut at white space where there is."""
-    if len(sentence) * 4 <= max_bytes or len(sentence.encode()) <= max_bytes:
+    if not _may_exceed(sentence, max_bytes) or len(sentence.encode()) <= max_bytes:
         yield sentence
         return
     size = max_bytes // 4  # in characters: simple, and still a long sentence

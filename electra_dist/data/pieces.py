@@ -1,14 +1,10 @@
 """The buffer that files are cut into pieces through: it holds what no piece has taken yet."""
 
-import lzma
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from gzip import BadGzipFile
-from typing import BinaryIO
 
 from electra_dist.data import records
-from electra_dist.data.input_files import InputFile, is_compressed, open_stream
+from electra_dist.data.input_files import InputFile, OpenFile, open_file
 from electra_dist.data.records import BadRecord, Piece
 
 # What is looked at to call a file binary, as grep does.
@@ -18,36 +14,33 @@ _FIRST_BLOCK_BYTES = 32 << 10
 class ByteBuffer:
     """Reads a file in steps of `PIECE_BYTES`; damage of an archive ends it and is kept."""
 
-    def __init__(self, stream: BinaryIO, file_index: int, compressed: bool) -> None:
+    def __init__(self, opened: OpenFile, file_index: int) -> None:
         self.data = bytearray()
         """What no piece has taken yet."""
         self.ended = False
         """Nothing follows `data`."""
-        self._stream, self._file_index, self._compressed = stream, file_index, compressed
-        self._offset = 0
+        self._opened, self._file_index = opened, file_index
+        self._offset = self._raw_position = 0
         self._continues = False
         self._error = ""
 
     def grow(self) -> None:
-        """Reads up to `PIECE_BYTES` more; sets `ended` at the end and where an archive is damaged.
+        """Reads `PIECE_BYTES` more; sets `ended` at the file's end and where it is damaged.
 
         Raises OSError for what is no damage of the data: a failing disk must stop the build.
         """
         # read1 gives what was decompressed before the damage; read would lose it.
-        read = getattr(self._stream, "read1", self._stream.read)
+        read = getattr(self._opened.stream, "read1", self._opened.stream.read)
         wanted = len(self.data) + records.PIECE_BYTES
         try:
             while not self.ended and len(self.data) < wanted:
                 block = read(wanted - len(self.data))
                 self.data += block
                 self.ended = not block
-        except (EOFError, zlib.error, lzma.LZMAError, BadGzipFile):
-            self._damaged()
-        except OSError as error:
-            # bz2 reports damage as an OSError without a number; a disk that fails has one.
-            if not self._compressed or error.errno is not None:
+        except Exception as error:
+            if not self._opened.is_damage(error):
                 raise
-            self._damaged()
+            self.ended, self._error = True, records.DAMAGED_ARCHIVE
 
     def check(self) -> None:
         """Reads the first bytes; a binary or empty file ends here."""
@@ -66,7 +59,7 @@ class ByteBuffer:
             file_index=self._file_index,
             offset=self._offset,
             payload=payload,
-            num_bytes=num_bytes,
+            num_bytes=self._progress(),
             continues=self._continues,
         )
         self._advance(num_bytes)
@@ -82,7 +75,7 @@ class ByteBuffer:
                 break
             self.grow()
         self._advance(end)
-        return self._empty(BadRecord(start, reason), self._offset - start)
+        return self._empty(BadRecord(start, reason))
 
     def rest(self) -> Iterator[Piece]:
         """What is left at the end: a last piece, and one for what was wrong with the file."""
@@ -92,21 +85,22 @@ class ByteBuffer:
         if self.data:
             yield self.take(len(self.data))
         if self._error:
-            yield self._empty(BadRecord(self._offset, self._error), 0)
+            yield self._empty(BadRecord(self._offset, self._error))
 
     def _advance(self, num_bytes: int) -> None:
         del self.data[:num_bytes]
         self._offset += num_bytes
 
-    def _damaged(self) -> None:
-        self.ended, self._error = True, records.DAMAGED_ARCHIVE
+    def _progress(self) -> int:
+        before, self._raw_position = self._raw_position, self._opened.raw.tell()
+        return self._raw_position - before
 
-    def _empty(self, error: BadRecord, num_bytes: int) -> Piece:
+    def _empty(self, error: BadRecord) -> Piece:
         return Piece(
             file_index=self._file_index,
             offset=error.byte_offset or 0,
             payload=b"",
-            num_bytes=num_bytes,
+            num_bytes=self._progress(),
             error=error,
         )
 
@@ -114,7 +108,7 @@ class ByteBuffer:
 @contextmanager
 def open_buffer(file: InputFile, file_index: int) -> Iterator[ByteBuffer]:
     """A buffer over the decompressed file, its first bytes read."""
-    with open_stream(file) as stream:
-        buffer = ByteBuffer(stream, file_index, is_compressed(file))
+    with open_file(file) as opened:
+        buffer = ByteBuffer(opened, file_index)
         buffer.check()
         yield buffer

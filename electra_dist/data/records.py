@@ -20,7 +20,8 @@ NOT_AN_OBJECT = "not a JSON object"
 NO_FIELD = "the text field is missing"
 FIELD_NOT_A_STRING = "the text field is not a string"
 DAMAGED_ARCHIVE = "the archive is cut short or damaged from here on"
-DAMAGED_PARQUET = "the Parquet file is damaged from here on"
+NOT_PARQUET = "not a whole Parquet file"
+DAMAGED_ROW_GROUP = "the row group is damaged from here on"
 BINARY = "a binary file (it holds NUL bytes)"
 EMPTY_FILE = "the file is empty"
 RECORD_TOO_LARGE = "a JSON record over max_record_bytes"
@@ -93,7 +94,7 @@ class Piece:
     payload: bytes
     """Lines of text as they stand in the file, or an Arrow stream of one column (tables.py)."""
     num_bytes: int
-    """Bytes of input that it stands for, for progress."""
+    """What it takes of the stored (compressed) file, about: for progress."""
     continues: bool = False
     """It begins inside a document that was over max_document_bytes."""
     error: BadRecord | None = None

@@ -7,20 +7,22 @@ line in `SPLITTERS`. It only adds line ends: nothing is lost, and no line end is
 import re
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 Splitter = Callable[[str], str]
 
 # Marks after which a sentence ends only where white space follows: Latin, Arabic, Urdu, Armenian,
-# Ethiopic, Devanagari, Khmer, Burmese.
-_SPACED = "!?…‽؟۔։።।॥។။"
+# Ethiopic, Devanagari, Burmese, Khmer.
+_SPACED = ".!?\u2026\u203d\u061f\u06d4\u0589\u1362\u0964\u0965\u104b\u17d4"
 # Marks that end a sentence by themselves: Chinese and Japanese write no spaces.
 _CJK = "。！？｡"
 _CLOSERS = "\"'”’»›)\\]}」』）】》〉"
-# Before a dot these make no end: initials (J. Smith), ordinals and list items (3. Oktober), and
-# abbreviations without a vowel (Mr. Dr. Mrs. St. Nr.), which in most languages are no words.
+# Such a dot ends no sentence: initials (J. Smith), ordinals and list items (3. Oktober), and
+# abbreviations without a vowel (Mr. Dr. Mrs. St. Nr.), which are no words in most languages.
 _CONSONANTS = "bcdfghjklmnpqrstvwxzBCDFGHJKLMNPQRSTVWXZ"
-_NO_ABBREVIATION = (
-    rf"(?<!\b[^\W\d_])(?<!\b\d)(?<!\b\d\d)(?<!\b[{_CONSONANTS}]{{2}})(?<!\b[{_CONSONANTS}]{{3}})"
+_NO_ABBREVIATION = "".join(
+    rf"(?<!\b{word}\.)"
+    for word in (r"[^\W\d_]", r"\d", r"\d\d", f"[{_CONSONANTS}]{{2}}", f"[{_CONSONANTS}]{{3}}")
 )
 
 
@@ -36,10 +38,12 @@ def _lower_case_letters() -> str:
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)
 
 
-_END = re.compile(
-    rf"(?:[{_SPACED}]|{_NO_ABBREVIATION}\.)[{_CLOSERS}]*+[^\S\n]++(?=[^{_lower_case_letters()}\s])"
-    rf"|[{_CJK}]++[{_CLOSERS}]*+[^\S\n]*+(?=\S)"
-)
+_AFTER = rf"[{_CLOSERS}]*+[^\S\n]++(?=[^{_lower_case_letters()}\s])"
+# One pattern a mark: `re` searches a literal first character at 1 GB/s, a class at 0.16 GB/s.
+_ENDS = {mark: re.compile(re.escape(mark) + _AFTER) for mark in _SPACED}
+_ENDS["."] = re.compile(rf"\.(?=[{_CLOSERS}\s]){_NO_ABBREVIATION}{_AFTER}")
+_CJK_END = rf"[{_CJK}]*+[{_CLOSERS}]*+[^\S\n]*+(?=\S)"
+_ENDS.update({mark: re.compile(mark + _CJK_END) for mark in _CJK})
 
 
 def split_lines(text: str) -> str:
@@ -53,14 +57,14 @@ def split_at_punctuation(text: str) -> str:
     Not before a lower-case letter, not after a single letter, a number of one or two digits or an
     abbreviation without vowels, not inside numbers: where in doubt two sentences stay together.
     """
-    start = 0
-    parts = []
-    for match in _END.finditer(text):
-        end = match.end()
-        parts.append(text[start:end])
-        start = end
-    parts.append(text[start:])
-    return "\n".join(parts)
+    found = [
+        match.end()
+        for mark, pattern in _ENDS.items()
+        if mark in text
+        for match in pattern.finditer(text)
+    ]
+    found.sort()
+    return "\n".join([text[start:end] for start, end in pairwise([0, *found, len(text)])])
 
 
 SPLITTERS: dict[str, Splitter] = {"lines": split_lines, "punctuation": split_at_punctuation}

@@ -35,6 +35,8 @@ _SPACELESS = (
 # The same by the first byte of UTF-8 as byte-level BPE spells it: U+3000 to 9FFF, F000 to FFFF and
 # from 10000 on. A token that begins within a character starts no word.
 _SPACELESS_BYTES = "[\xe3-\xe9\xef\xf0]"
+# Encodings take about 100 bytes a token: a few thousand sentences stay within a core's cache.
+_BATCH_SENTENCES = 2048
 _KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
 
 
@@ -75,13 +77,23 @@ class EncodedDocuments:
     tokens: Array
     """uint16 or uint32 [T]."""
     sentence_lengths: Array
-    """int64 [S] in tokens, each at least 1."""
+    """uint32 [S] in tokens, each at least 1."""
     document_lengths: Array
-    """int64 [D] in sentences, each at least 1."""
-    held_out: npt.NDArray[np.bool_]
-    """bool [D]."""
-    input_index: Array
-    """int64 [D]: which of the documents handed in this is; those without a token are left out."""
+    """uint32 [D] in sentences, each at least 1."""
+    text_hashes: Array
+    """uint64 [D, 2]: xxh3-128 of each document's text, the high half first."""
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+        """Tokens, sentence lengths and document lengths of the chosen documents (bool [D])."""
+        if chosen.all():
+            return self.tokens, self.sentence_lengths, self.document_lengths
+        sentences = np.repeat(chosen, self.document_lengths)
+        tokens = np.repeat(sentences, self.sentence_lengths)
+        return (
+            self.tokens[tokens],
+            self.sentence_lengths[sentences],
+            self.document_lengths[chosen],
+        )
 
 
 def load_tokenizer(
@@ -95,7 +107,7 @@ def load_tokenizer(
     for them (RoBERTa's: <s> A </s> B </s>). Raises UserError when the file is missing, broken or
     lacks a special token.
     """
-    path = _tokenizer_file(Path(path))
+    path = tokenizer_file(path)
     if path.suffix == ".json":
         try:
             tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
@@ -125,6 +137,18 @@ def wordpiece_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     return _prepare(tokenizer, name)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The file itself, or the one in a folder (UserError: there is none)."""
+    path = Path(path)
+    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"tokenizer {path} does not exist: give a tokenizer.json, a vocab.txt, or `train`"
+    )
 
 
 def tokenizer_sha256(path: str | Path) -> str:
@@ -196,53 +220,54 @@ def pack_word_starts(rule: WordStartRule, tokens: Array, sentence_offsets: Array
 
 
 def encode_documents(
-    tokenizer: Tokenizer,
-    facts: TokenizerFacts,
-    documents: Sequence[tuple[str, ...]],
-    held_out_share: float,
+    tokenizer: Tokenizer, facts: TokenizerFacts, documents: Sequence[tuple[str, ...]]
 ) -> EncodedDocuments:
     """Encodes documents (tuples of sentences) without special tokens.
 
     Sentences and documents that give no token vanish.
     """
     sentences = list(chain.from_iterable(documents))
-    encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
-    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
-    ids = chain.from_iterable(encoding.ids for encoding in encodings)
-    tokens = np.fromiter(ids, facts.dtype, int(lengths.sum()))
+    batches = range(0, len(sentences), _BATCH_SENTENCES)
+    encoded = [
+        _encode_sentences(tokenizer, facts, sentences[i : i + _BATCH_SENTENCES]) for i in batches
+    ]
+    tokens = np.concatenate([np.zeros(0, facts.dtype), *(tokens for tokens, _ in encoded)])
+    lengths = np.concatenate([np.zeros(0, np.uint32), *(lengths for _, lengths in encoded)])
     # A vocabulary may spell "[MASK]" from text without the added-token path (Unigram, or a
     # tokenizer that splits at spaces only): such ids would be taken for ours in training.
     special = facts.special_ids
-    tokens[np.isin(tokens, [special.pad, special.cls, special.sep, special.mask])] = special.unk
+    for reserved in (special.pad, special.cls, special.sep, special.mask):
+        tokens[tokens == reserved] = special.unk
 
     owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
     kept_sentences = np.bincount(owner[lengths > 0], minlength=len(documents))
     kept = np.flatnonzero(kept_sentences)
-    held_out = np.array(
-        [is_held_out(documents[i], held_out_share) for i in kept.tolist()], np.bool_
-    )
+    digests = b"".join(text_digest(documents[i]) for i in kept.tolist())
     return EncodedDocuments(
         tokens=tokens,
         sentence_lengths=lengths[lengths > 0],
-        document_lengths=kept_sentences[kept],
-        held_out=held_out,
-        input_index=kept,
+        document_lengths=kept_sentences[kept].astype(np.uint32),
+        text_hashes=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
     )
 
 
-def is_held_out(sentences: Sequence[str], share: float) -> bool:
-    """Decides by the text alone (xxh3-64 scaled to [0, 1)): copies are held out together."""
-    return xxhash.xxh3_64_intdigest("\n".join(sentences).encode()) / 2**64 < share
+def text_digest(sentences: Sequence[str]) -> bytes:
+    """xxh3-128 of a document's text: what exact duplicates share, whatever file they are in."""
+    return xxhash.xxh3_128_digest("\n".join(sentences).encode())
 
 
-def _tokenizer_file(path: Path) -> Path:
-    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise UserError(
-        f"tokenizer {path} does not exist: give a tokenizer.json, a vocab.txt, or `train`"
-    )
+def is_held_out(text_hashes: Array, share: float) -> npt.NDArray[np.bool_]:
+    """Bool [D] by the text alone (the hash scaled to [0, 1)): copies are held out together."""
+    return text_hashes[:, 0] < np.uint64(share * 2**64)
+
+
+def _encode_sentences(
+    tokenizer: Tokenizer, facts: TokenizerFacts, sentences: list[str]
+) -> tuple[Array, Array]:
+    encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    lengths = np.fromiter(map(len, encodings), np.uint32, len(encodings))
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)
+    return np.fromiter(ids, facts.dtype, int(lengths.sum())), lengths
 
 
 def _read_vocab(path: Path) -> dict[str, int]:

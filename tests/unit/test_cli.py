@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from check_login_imports import FORBIDDEN
-from electra_dist import commands
 from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
 from electra_dist.cli import main, make_parser, split_overrides
 from electra_dist.config import files
@@ -27,6 +26,8 @@ HELP = {
     "corpus build": (
         *("--source", "--input", "--tokenizer", "--vocab-size", "--cased", "--strip-accents"),
         *("--held-out-share", "--max-quarantine-share", "--workers", "--shard-tokens", "--out"),
+        *("--field", "--splitter", "--dedup", "--near-threshold", "--license", "--weight"),
+        *("--sources", "--vocab-sample-bytes", "--max-document-bytes"),
     ),
     "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--mask-prob"),
     "corpus verify": ("CORPUS",),
@@ -384,21 +385,3 @@ def test_pack_has_a_seed_of_its_own(
     capsys.readouterr()
     assert main([*words, "--mask-prob", "15"]) == 2
     assert "--mask-prob 15" in one_sentence(capsys)
-
-
-@pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])
-def test_progress_is_a_line_every_few_seconds(
-    is_terminal: bool,
-    lines: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    clock = iter([0.0, 1.0, 6.0, 7.0, 20.0, 31.0, 32.0])
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    report = commands.progress_printer()
-    for number in range(1, 7):
-        report(number * 1000, number * 10_000)
-    shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == lines
-    assert shown[-1] == "5,000 documents, 50,000 tokens after 31 s"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_dist.data.build import BuildOptions, build_corpus
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.frozen import freeze
 from electra_dist.data.packing import pack
 from electra_dist.data.store import Corpus, Packing
@@ -40,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     text = write_documents(folder / "text.txt", 260, seed=1)
     build_corpus(
         BuildOptions(
-            inputs=(str(text),),
+            sources=(SourceSpec(inputs=(str(text),)),),
             out=folder / "corpus",
             vocab_size=260,
             held_out_share=0.2,

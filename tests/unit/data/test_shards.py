@@ -19,10 +19,9 @@ def encoded(documents: list[tuple[list[int], bool]], first_token: int) -> Encode
     lengths = [length for document, _ in documents for length in document]
     return EncodedDocuments(
         tokens=(np.arange(first_token, first_token + sum(lengths)) % 100).astype(np.uint16),
-        sentence_lengths=np.array(lengths, np.int64),
-        document_lengths=np.array([len(document) for document, _ in documents], np.int64),
-        held_out=np.array([held_out for _, held_out in documents], np.bool_),
-        input_index=np.arange(len(documents)),
+        sentence_lengths=np.array(lengths, np.uint32),
+        document_lengths=np.array([len(document) for document, _ in documents], np.uint32),
+        text_hashes=np.zeros((len(documents), 2), np.uint64),
     )
 
 
@@ -38,7 +37,9 @@ def test_shards_are_filled_in_order_whatever_the_chunks(
     position = 0
     for start in range(0, len(documents), chunk_size):
         chunk = encoded(documents[start : start + chunk_size], position)
-        writer.add(chunk, ~chunk.held_out)
+        writer.add(
+            chunk, np.array([not held_out for _, held_out in documents[start:][:chunk_size]])
+        )
         for document, held_out in documents[start : start + chunk_size]:
             bounds = np.cumsum([position, *document]).tolist()
             position = bounds[-1]

@@ -1,0 +1,99 @@
+"""The words of `corpus build`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_build_words(build: argparse.ArgumentParser) -> None:
+    """Adds them to the command's parser; data/build_options.py makes options of them."""
+    one = build.add_argument_group("one source, or several in a file")
+    one.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs, addresses")
+    one.add_argument("--source", help="text, jsonl, parquet or hf (default text)")
+    one.add_argument("--field", help="jsonl, parquet, hf: what holds the text (default text)")
+    one.add_argument("--hf-name", metavar="NAME", help="hf: configuration of the data set")
+    one.add_argument("--hf-split", metavar="NAME", help="hf: split to read (default train)")
+    one.add_argument("--splitter", help="how a line becomes sentences (default punctuation)")
+    one.add_argument("--license", metavar="TEXT", help="recorded in the manifest")
+    one.add_argument(
+        "--weight",
+        type=float,
+        metavar="NUMBER",
+        help="how often a document stands in the corpus (default 1); held-out ones once",
+    )
+    one.add_argument("--sources", type=Path, metavar="FILE.toml", help="[[source]] tables instead")
+
+    tokenizer = build.add_argument_group("tokenizer")
+    tokenizer.add_argument(
+        "--tokenizer",
+        default="train",
+        help="tokenizer.json, WordPiece vocab.txt, or train (default)",
+    )
+    tokenizer.add_argument(
+        "--vocab-size", type=int, default=8192, help="for --tokenizer train (default %(default)s)"
+    )
+    tokenizer.add_argument(
+        "--vocab-sample-bytes",
+        type=int,
+        default=256 << 20,
+        metavar="BYTES",
+        help="text to train it on, spread over the input (default %(default)s)",
+    )
+    tokenizer.add_argument(
+        "--cased", action="store_true", help="keep case and accents; for train and vocab.txt"
+    )
+    tokenizer.add_argument(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="for train and vocab.txt (default: unless --cased)",
+    )
+
+    documents = build.add_argument_group("documents")
+    documents.add_argument(
+        "--dedup",
+        default="exact",
+        metavar="exact|near|none",
+        help="duplicates that are left out (default %(default)s)",
+    )
+    documents.add_argument(
+        "--near-threshold",
+        type=float,
+        default=0.8,
+        metavar="SHARE",
+        help="Jaccard similarity of near duplicates (default %(default)s)",
+    )
+    documents.add_argument(
+        "--held-out-share",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="documents never trained on (default %(default)s)",
+    )
+    documents.add_argument(
+        "--max-quarantine-share",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="bad records that fail the build (default %(default)s)",
+    )
+    for name, size in (("document", "64 MiB"), ("sentence", "1 MiB"), ("record", "256 MiB")):
+        then = "is quarantined" if name == "record" else "is split"
+        documents.add_argument(
+            f"--max-{name}-bytes",
+            type=int,
+            metavar="BYTES",
+            help=f"a longer {name} {then} (default {size})",
+        )
+
+    build.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    build.add_argument(
+        "--shard-tokens",
+        type=int,
+        default=64 << 20,
+        help="tokens in one file at most (default %(default)s)",
+    )
+    build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
