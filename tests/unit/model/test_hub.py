@@ -40,7 +40,7 @@ SENTENCES = ["the cat sat on the mat", "a dog, unhappily, saw the cat", "unhappy
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "tokenizer.json"
-    train_wordpiece(lambda: SENTENCES, 90).save(str(path))
+    train_wordpiece(SENTENCES, 90).save(str(path))
     return path
 
 
@@ -161,7 +161,7 @@ def test_the_exported_tokenizer_encodes_a_pair_with_the_corpus_ids(
     tmp_path: Path, tokenizer: Path, config: RunConfig, scrambled: Scrambled
 ) -> None:
     hub.export(scrambled(config), tokenizer, tmp_path / "out")
-    vocabulary = train_wordpiece(lambda: SENTENCES, 90)
+    vocabulary = train_wordpiece(SENTENCES, 90)
     cls, sep, pad, mask = (vocabulary.token_to_id(f"[{n}]") for n in ("CLS", "SEP", "PAD", "MASK"))
     first = vocabulary.encode("The CAT sat", add_special_tokens=False).ids
     second = vocabulary.encode("unhappily, a dog", add_special_tokens=False).ids
