@@ -74,7 +74,8 @@ def corpus_verify(args: argparse.Namespace, _: list[str]) -> int:
 
 def corpus_info(args: argparse.Namespace, _: list[str]) -> int:
     """Say what is in a corpus."""
-    from electra_dist.data.info import corpus_info, render_info
+    from electra_dist.data.info import corpus_info
+    from electra_dist.data.info_text import render_info
 
     if args.plot is not None:
         from electra_dist.data.plot import check_plot, plot_corpus

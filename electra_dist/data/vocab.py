@@ -36,6 +36,7 @@ MIN_VOCAB_SIZE = 64
 CHARACTER_COVERAGE = 0.9999
 # Enough for three figures of each ratio, a few seconds of work.
 _MEASURED_BYTES = 16 << 20
+_FEW_WORDS = 10_000
 
 
 def text_input(
@@ -122,7 +123,9 @@ def vocab_report(
 def render_trained(made: dict[str, Any]) -> str:
     """The result of `train_vocab` as a few aligned lines."""
     sample = f"{made['train_documents']:,} documents, {made['train_bytes'] / 1e6:,.1f} MB"
-    of_what = "documents held out" if made["held_out"] else "the text itself: none is held out"
+    of_what = "held-out documents" if made["held_out"] else "the text itself: none is held out"
+    if made["report"]["words"] < _FEW_WORDS:
+        of_what += "; too few words for a steady figure: raise --held-out-share"
     rows = [
         ("vocabulary", f"{made['file']}: {made['vocab_size']:,} entries"),
         ("trained on", sample),

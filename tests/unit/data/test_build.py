@@ -9,7 +9,8 @@ import pytest
 from electra_dist.data import store
 from electra_dist.data.build import BuildSummary, build_corpus
 from electra_dist.data.build_options import BuildOptions, SourceSpec
-from electra_dist.data.info import corpus_info, render_info
+from electra_dist.data.info import corpus_info
+from electra_dist.data.info_text import render_info
 from electra_dist.data.packing import pack
 from electra_dist.data.records import SourceOptions
 from electra_dist.data.store import Corpus, Packing
