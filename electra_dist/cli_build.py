@@ -78,13 +78,12 @@ def add_build_words(build: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="bad records that fail the build (default %(default)s)",
     )
-    for name, size in (("document", "64 MiB"), ("sentence", "1 MiB"), ("record", "256 MiB")):
-        then = "is quarantined" if name == "record" else "is split"
+    for name, size in (("document", "64 MiB"), ("sentence", "1 MiB")):
         documents.add_argument(
             f"--max-{name}-bytes",
             type=int,
             metavar="BYTES",
-            help=f"a longer {name} {then} (default {size})",
+            help=f"a longer {name} is split (default {size})",
         )
 
     build.add_argument(

@@ -6,6 +6,7 @@ The bytes written depend on the input and the options only, never on the number 
 kills, on the time or the machine. Memory holds a few pieces and some bytes a document.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -67,7 +68,7 @@ def build_corpus(options: BuildOptions, report: Report | None = None) -> BuildSu
     With num_workers > 1 the calling script needs the `if __name__ == "__main__"` guard (workers are
     spawned). Raises UserError when the folder exists, an input or tokenizer is missing or wrong, no
     document is left, a worker was killed, or the share of bad records is over the limit;
-    CORPUS.building/quarantine.jsonl is then left for reading.
+    CORPUS.building/quarantine.jsonl is then left for reading. OSError: a disk is full or fails.
     """
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise UserError(f"{options.out} exists already: remove it or choose another --out")
@@ -81,12 +82,17 @@ def build_corpus(options: BuildOptions, report: Report | None = None) -> BuildSu
     ]
     report = report or (lambda _: None)
     folder = BuildFolder(options.out)
-    folder.open(plan_of(options, inputs))
-    facts = _tokenizer(options, inputs, folder, report)
-    if folder.num_parts is None:
-        folder.mark_complete(_write_missing_parts(options, inputs, folder, report))
-    manifest = _merge(options, inputs, folder, facts, report)
-    folder.commit(options.out)
+    try:
+        folder.open(plan_of(options, inputs))
+        facts = _tokenizer(options, inputs, folder, report)
+        if folder.num_parts is None:
+            folder.mark_complete(_write_missing_parts(options, inputs, folder, report))
+        manifest = _merge(options, inputs, folder, facts, report)
+        folder.commit(options.out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(folder.path)  # a write itself does not say where
+        raise
     train, held_out = manifest["splits"]["train"], manifest["splits"]["held_out"]
     return BuildSummary(
         folder=options.out,
@@ -176,15 +182,22 @@ def _merge(
     num_parts = folder.num_parts
     assert num_parts is not None
     corpus = folder.start_corpus()
-    quarantine = Quarantine(folder.quarantine)
-    report(Progress(phase="merging", num_bytes=0, total_bytes=None))
-    surveyed = survey(options, inputs, folder.parts, num_parts, quarantine)
+    total, merged_bytes = total_bytes(inputs), 0
+
+    def show(num_bytes: int) -> None:
+        nonlocal merged_bytes
+        merged_bytes += num_bytes
+        report(Progress(phase="merging", num_bytes=merged_bytes, total_bytes=total))
+
+    show(0)
+    with Quarantine(folder.quarantine) as quarantine:
+        surveyed = survey(options, inputs, folder.parts, num_parts, quarantine)
     rule = word_start_rule(load_tokenizer(folder.tokenizer))
     writers = {
         split: ShardWriter(corpus, prefix, facts.vocab_size, rule, options.shard_tokens)
         for split, prefix in store.TOKEN_FILE_PREFIX.items()
     }
-    write_shards(options, folder.parts, surveyed, writers)
+    write_shards(options, folder.parts, surveyed, writers, show)
     if writers["train"].num_documents == 0:
         given = " ".join(word for spec in options.sources for word in spec.inputs)
         raise UserError(

@@ -94,7 +94,7 @@ class BuildOptions:
                 raise UserError(f"{name} {getattr(self, name)} is out of range: use 1 or more")
 
 
-_LIMITS = ("max_document_bytes", "max_sentence_bytes", "max_record_bytes")
+_LIMITS = ("max_document_bytes", "max_sentence_bytes")
 _OPTION_WORDS = {
     "field": "text_field",
     **{name: name for name in ("splitter", "hf_name", "hf_split", *_LIMITS)},

@@ -1,7 +1,7 @@
 """Which documents came before? Equal keys among millions of rows, in little memory.
 
 Keys are read several times, a share of them at each: a pass sorts those whose leading bits say that
-they belong to it. Memory is about 1 byte a row and 80 bytes for each row of a pass.
+they belong to it. Memory is about 1 byte a row and 100 bytes for each row of a pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from electra_dist.data.store import Array
 
-# Up to 10 MB at a time; with more rows than 16 times this a sixteenth of them, 6 bytes a row.
-_ROWS_A_PASS = 1 << 17
+# 3 MB at a time; with more rows than 16 times this a sixteenth of them, so 6 bytes a row.
+_ROWS_A_PASS = 1 << 15
 _MAX_PASSES = 16
 
 ReadKeys = Callable[[], Iterable[Array]]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from electra_dist.data import records
 from electra_dist.data.cleaning import DOCUMENT_END, clean, join_texts
-from electra_dist.data.records import BadRecord, Document, ParsedPiece, Piece, SourceOptions
+from electra_dist.data.records import Document, ParsedPiece, Piece, SourceOptions
 from electra_dist.data.sentences import SPLITTERS
 
 
@@ -19,8 +19,11 @@ def add_texts(
 
 def add_documents(parsed: ParsedPiece, text: str, piece: Piece, options: SourceOptions) -> None:
     """Adds the documents of a cleaned text, in which `DOCUMENT_END` stands between them."""
-    for part in SPLITTERS[options.splitter](text).split(DOCUMENT_END):
-        sentences = tuple(filter(None, map(str.strip, part.split("\n"))))
+    if piece.continues:
+        _note(parsed, "split_documents", 1, piece)
+    split = SPLITTERS[options.splitter]
+    for part in text.split(DOCUMENT_END):
+        sentences = tuple(filter(None, map(str.strip, split(part))))
         if _may_exceed(part, options.max_sentence_bytes) and any(
             _may_exceed(sentence, options.max_sentence_bytes) for sentence in sentences
         ):
@@ -41,9 +44,8 @@ def _may_exceed(text: str, max_bytes: int) -> bool:
 
 def _note(parsed: ParsedPiece, what: str, number: int, piece: Piece) -> None:
     if number > 0:
-        reason = records.SPLITS[what]
         parsed.cleaning[what] += number
-        parsed.bad_records.append(BadRecord(piece.offset, reason, kept=True))
+        parsed.bad_records.append(piece.record(piece.offset, records.SPLITS[what], kept=True))
 
 
 def _cut(sentence: str, max_bytes: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ def hf_pieces(file: InputFile, file_index: int, options: SourceOptions) -> Itera
         for table in _open(file, options).with_format("arrow").iter(MAX_BATCH_ROWS):
             if wrong := wrong_column(table.schema, options.text_field):
                 reason, detail = wrong
-                raise UserError(f"--input {file.given}: {reason} ({detail}): set --text-field")
+                raise UserError(f"--input {file.given}: {reason} ({detail}): set --field")
             for column in table.column(options.text_field).chunks:
                 yield from cutter.add(row, column)
                 row += len(column)

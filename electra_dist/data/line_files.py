@@ -12,8 +12,9 @@ from electra_dist.data import records
 from electra_dist.data.cleaning import DOCUMENT_END, clean, join_texts
 from electra_dist.data.documents import add_documents, add_texts
 from electra_dist.data.input_files import InputFile
+from electra_dist.data.long_records import split_record
 from electra_dist.data.pieces import open_buffer
-from electra_dist.data.records import BadRecord, ParsedPiece, Piece, SourceOptions
+from electra_dist.data.records import ParsedPiece, Piece, SourceOptions
 
 # Blank lines in bytes, the common kinds first: a literal first byte is searched 20 times as fast.
 # "\r\n" is one line end, not two: it is a blank inside the first, and atomic in the last.
@@ -45,7 +46,7 @@ def text_pieces(file: InputFile, file_index: int, options: SourceOptions) -> Ite
             elif len(buffer.data) > limit:
                 yield buffer.take(_split_point(buffer.data, limit), splits=True)
             else:
-                searched = max(buffer.data.rfind(b"\n"), 0)
+                searched = _before_trailing_blanks(buffer.data)
                 buffer.grow()
                 continue
             searched = 0
@@ -54,14 +55,15 @@ def text_pieces(file: InputFile, file_index: int, options: SourceOptions) -> Ite
 
 
 def jsonl_pieces(file: InputFile, file_index: int, options: SourceOptions) -> Iterator[Piece]:
-    """Cuts JSON lines at line ends; a line over max_record_bytes is skipped and named."""
+    """Cuts JSON lines at line ends; the text of a line over max_document_bytes is split."""
+    limit = max(options.max_document_bytes, records.PIECE_BYTES)
     with open_buffer(file, file_index) as buffer:
         searched = 0
         while not buffer.ended:
             if cut := buffer.data.rfind(b"\n", searched) + 1:
                 yield buffer.take(cut)
-            elif len(buffer.data) > options.max_record_bytes:
-                yield buffer.skip_line(records.RECORD_TOO_LARGE)
+            elif len(buffer.data) > limit:
+                yield from split_record(buffer, options.text_field, limit)
             else:
                 searched = len(buffer.data)
                 buffer.grow()
@@ -77,15 +79,11 @@ def parse_text(piece: Piece, options: SourceOptions) -> ParsedPiece:
     try:
         text = _without_bom(piece, parsed).decode()
     except UnicodeDecodeError:
-        text = _decode_lines(piece, parsed)
+        text = _decode_lines(piece, parsed, options.max_sentence_bytes)
     text = clean(join_texts([text], parsed.cleaning), parsed.cleaning).strip()
     text = _BLANK_LINES.sub(DOCUMENT_END, text)
     if text:
         parsed.num_records += text.count("\n") + text.count(DOCUMENT_END) + 1
-    if piece.continues:
-        parsed.cleaning["split_documents"] += 1
-        reason = records.SPLITS["split_documents"]
-        parsed.bad_records.append(BadRecord(piece.offset, reason, kept=True))
     add_documents(parsed, text, piece, options)
     parsed.documents = [document for document in parsed.documents if document.sentences]
     return parsed
@@ -103,7 +101,7 @@ def parse_jsonl(piece: Piece, options: SourceOptions) -> ParsedPiece:
             try:
                 texts.append(_record_text(line, options.text_field))
             except _BadText as bad:
-                parsed.bad_records.append(BadRecord(offset, str(bad)))
+                parsed.bad_records.append(piece.record(offset, str(bad)))
         offset += len(line) + 1
     add_texts(parsed, texts, piece, options)
     return parsed
@@ -138,18 +136,27 @@ def _without_bom(piece: Piece, parsed: ParsedPiece) -> bytes:
     return piece.payload
 
 
-def _decode_lines(piece: Piece, parsed: ParsedPiece) -> str:
-    """The lines that are UTF-8; the others are named."""
+def _decode_lines(piece: Piece, parsed: ParsedPiece, max_line_bytes: int) -> str:
+    """The lines that are UTF-8; the others are named. A very long line counts as several."""
     lines = []
     offset = piece.offset
     for line in piece.payload.splitlines(keepends=True):
-        try:
-            lines.append(line.decode())
-        except UnicodeDecodeError:
-            parsed.bad_records.append(BadRecord(offset, records.NOT_UTF8))
-            parsed.num_records += 1
-        offset += len(line)
+        for part in _parts(line, max_line_bytes):
+            try:
+                lines.append(part.decode())
+            except UnicodeDecodeError:
+                parsed.bad_records.append(piece.record(offset, records.NOT_UTF8))
+                parsed.num_records += 1
+            offset += len(part)
     return "".join(lines)
+
+
+def _parts(line: bytes, max_bytes: int) -> Iterator[bytes]:
+    while len(line) > max_bytes:
+        cut = _split_point(line, max_bytes)
+        yield line[:cut]
+        line = line[cut:]
+    yield line
 
 
 def _last_document_end(data: bytearray, start: int) -> int:
@@ -164,6 +171,12 @@ def _last_document_end(data: bytearray, start: int) -> int:
     return 0
 
 
+def _before_trailing_blanks(data: bytearray) -> int:
+    """From where a blank line may begin that only the next bytes complete."""
+    end = data[-4096:]
+    return len(data) - len(end) + len(end.rstrip())
+
+
 def _rare_document_end(data: bytearray) -> int:
     """The same for Unicode's line ends: looked for only where a document would be split else."""
     return _last_match_end(_RARE_BLANK_LINE, data, 0)
@@ -176,7 +189,7 @@ def _last_match_end(pattern: re.Pattern[bytes], data: bytearray, start: int) -> 
     return end
 
 
-def _split_point(data: bytearray, limit: int) -> int:
+def _split_point(data: bytes | bytearray, limit: int) -> int:
     """At most `limit`: after a line end or a blank in the second half, else between characters."""
     for mark in (b"\n", b" "):
         if (cut := data.rfind(mark, limit // 2, limit) + 1) > 0:

@@ -5,7 +5,7 @@ and manifest. A pass that was killed is made again. F files of a source, D docum
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,14 @@ def survey(
     near = None
     if options.dedup == "near":
         near = NearDuplicateIndex(parts, options.near_threshold)
-    with quarantine:
-        for number in range(num_parts):
-            part = read_part(parts, number)
-            _count(part, inputs[part.source], result.counts[part.source], quarantine)
-            result.part_sources.append(part.source)
-            result.part_documents.append(len(part.encoded.document_lengths))
-            hashes.append(part.encoded.text_hashes)
-            if near is not None and part.signatures is not None:
-                near.add(part.signatures)
+    for number in range(num_parts):
+        part = read_part(parts, number)
+        _count(part, inputs[part.source], result.counts[part.source], quarantine)
+        result.part_sources.append(part.source)
+        result.part_documents.append(len(part.encoded.document_lengths))
+        hashes.append(part.encoded.text_hashes)
+        if near is not None and part.signatures is not None:
+            near.add(part.signatures)
     quarantine.check_share(options.max_quarantine_share)
     result.fates = np.zeros(hashes.num_rows, np.uint8)
     if options.dedup != "none":
@@ -97,9 +96,16 @@ def survey(
 
 
 def write_shards(
-    options: BuildOptions, parts: Path, surveyed: Survey, writers: dict[str, ShardWriter]
+    options: BuildOptions,
+    parts: Path,
+    surveyed: Survey,
+    writers: dict[str, ShardWriter],
+    report: Callable[[int], None],
 ) -> None:
-    """Writes all documents that stay, each source as often as its weight says."""
+    """Writes all documents that stay, each source as often as its weight says.
+
+    `report` is told the bytes of input that each part stood for.
+    """
     ends = np.cumsum([0, *surveyed.part_documents])
     for source, spec in enumerate(options.sources):
         numbers = [n for n, of in enumerate(surveyed.part_sources) if of == source]
@@ -114,6 +120,8 @@ def write_shards(
                 chosen = (fates == KEPT) & (copies > copy)
                 writers["train"].add(part.encoded, chosen & ~held_out)
                 writers["held_out"].add(part.encoded, chosen & held_out)
+                if copy == 0:
+                    report(sum(piece.num_bytes for piece in part.pieces))
     for writer in writers.values():
         writer.close()
 

@@ -23,8 +23,8 @@ from electra_dist.data.tokenize import (
     load_tokenizer,
 )
 
-PART_BYTES = 8 << 20
-"""Text in a part, about: some seconds of a worker, 125,000 files for a terabyte."""
+PART_BYTES = 4 << 20
+"""Text in a part, about: some seconds of a worker, 250,000 files for a terabyte."""
 _FIRST_PART_BYTES = 256 << 10
 # Parts grow with what came before, so that the last ones leave no core idle for long.
 _PARTS_BEFORE_GROWTH = 32

@@ -22,7 +22,7 @@ class ByteBuffer:
         self._opened, self._file_index = opened, file_index
         self._offset = self._raw_position = 0
         self._continues = False
-        self._error = ""
+        self._error = self._detail = ""
 
     def grow(self) -> None:
         """Reads `PIECE_BYTES` more; sets `ended` at the file's end and where it is damaged.
@@ -46,15 +46,22 @@ class ByteBuffer:
         """Reads the first bytes; a binary or empty file ends here."""
         self.grow()
         if b"\0" in self.data[:_FIRST_BLOCK_BYTES]:
-            self.data.clear()
+            wide = self.data.startswith((b"\xff\xfe", b"\xfe\xff"))
+            self._detail = "UTF-16: convert it to UTF-8" if wide else ""
             self.ended, self._error = True, records.BINARY
+            self.data.clear()
         elif not self.data and not self._error:
             self._error = records.EMPTY_FILE
 
-    def take(self, num_bytes: int, *, splits: bool = False) -> Piece:
-        """The first bytes as a piece; `splits`: a document goes on after it."""
+    def take(
+        self, num_bytes: int, *, splits: bool = False, head: bytes = b"", tail: bytes = b""
+    ) -> Piece:
+        """The first bytes as a piece, between `head` and `tail`.
+
+        `splits`: a document goes on after it.
+        """
         with memoryview(self.data) as view:
-            payload = bytes(view[:num_bytes])
+            payload = b"".join((head, view[:num_bytes], tail))
         piece = Piece(
             file_index=self._file_index,
             offset=self._offset,
@@ -62,19 +69,25 @@ class ByteBuffer:
             num_bytes=self._progress(),
             continues=self._continues,
         )
-        self._advance(num_bytes)
+        self.advance(num_bytes)
         self._continues = splits
         return piece
+
+    def advance(self, num_bytes: int) -> None:
+        """Drops the first bytes."""
+        del self.data[:num_bytes]
+        self._offset += num_bytes
 
     def skip_line(self, reason: str) -> Piece:
         """Skips to the next line end; the piece only names what was skipped."""
         start = self._offset
         while (end := self.data.find(b"\n") + 1) == 0:
-            self._advance(len(self.data))
+            self.advance(len(self.data))
             if self.ended:
                 break
             self.grow()
-        self._advance(end)
+        self.advance(end)
+        self._continues = False
         return self._empty(BadRecord(start, reason))
 
     def rest(self) -> Iterator[Piece]:
@@ -85,11 +98,7 @@ class ByteBuffer:
         if self.data:
             yield self.take(len(self.data))
         if self._error:
-            yield self._empty(BadRecord(self._offset, self._error))
-
-    def _advance(self, num_bytes: int) -> None:
-        del self.data[:num_bytes]
-        self._offset += num_bytes
+            yield self._empty(BadRecord(self._offset, self._error, detail=self._detail))
 
     def _progress(self) -> int:
         before, self._raw_position = self._raw_position, self._opened.raw.tell()

@@ -24,7 +24,7 @@ NOT_PARQUET = "not a whole Parquet file"
 DAMAGED_ROW_GROUP = "the row group is damaged from here on"
 BINARY = "a binary file (it holds NUL bytes)"
 EMPTY_FILE = "the file is empty"
-RECORD_TOO_LARGE = "a JSON record over max_record_bytes"
+RECORD_TOO_LARGE = "a JSON record whose text does not begin within max_document_bytes"
 SPLITS = {
     "split_documents": "a document over max_document_bytes, split",
     "split_sentences": "a sentence over max_sentence_bytes, split",
@@ -43,8 +43,6 @@ class SourceOptions:
     """UTF-8 bytes; a longer document becomes several: it is held in memory as a whole."""
     max_sentence_bytes: int = 1 << 20
     """UTF-8 bytes; a longer sentence (or line, with splitter `lines`) is cut at white space."""
-    max_record_bytes: int = 256 << 20
-    """jsonl: a longer line is quarantined, as JSON can be parsed as a whole only."""
     hf_name: str | None = None
     """hf: the configuration of the dataset, where it has several."""
     hf_split: str = "train"
@@ -55,7 +53,7 @@ class SourceOptions:
             raise UserError(
                 f"splitter {self.splitter!r} is unknown: use one of {', '.join(sorted(SPLITTERS))}"
             )
-        for name in ("max_document_bytes", "max_sentence_bytes", "max_record_bytes"):
+        for name in ("max_document_bytes", "max_sentence_bytes"):
             # A character of UTF-8 has up to 4 bytes, and each cut must make progress.
             if getattr(self, name) < 16:
                 raise UserError(f"{name} {getattr(self, name)} is too small: use 16 or more")
@@ -99,6 +97,14 @@ class Piece:
     """It begins inside a document that was over max_document_bytes."""
     error: BadRecord | None = None
     """Found while reading, after this payload: a damaged archive, say."""
+    of_rows: bool = False
+    """`offset` counts rows."""
+
+    def record(self, offset: int, reason: str, detail: str = "", kept: bool = False) -> BadRecord:
+        """Names a record of this piece, by its byte or row."""
+        if self.of_rows:
+            return BadRecord(None, reason, offset, detail, kept)
+        return BadRecord(offset, reason, None, detail, kept)
 
 
 @dataclass(kw_only=True)

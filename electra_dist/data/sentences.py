@@ -1,7 +1,8 @@
-"""Splitting lines into sentences, for any language.
+"""Splitting the lines of a document into sentences, for any language.
 
-A splitter is a function from a text to the same text with a line end after each sentence, and a
-line in `SPLITTERS`. It only adds line ends: nothing is lost, and no line end is taken away.
+A splitter is a function from a document's text to its sentences, and a line in `SPLITTERS`. Put
+together they are the text again but for line ends: nothing is lost. The caller strips them and
+leaves out what is blank.
 """
 
 import re
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 
-Splitter = Callable[[str], str]
+Splitter = Callable[[str], list[str]]
 
 # Marks after which a sentence ends only where white space follows: Latin, Arabic, Urdu, Armenian,
 # Ethiopic, Devanagari, Burmese, Khmer.
@@ -44,27 +45,26 @@ _ENDS = {mark: re.compile(re.escape(mark) + _AFTER) for mark in _SPACED}
 _ENDS["."] = re.compile(rf"\.(?=[{_CLOSERS}\s]){_NO_ABBREVIATION}{_AFTER}")
 _CJK_END = rf"[{_CJK}]*+[{_CLOSERS}]*+[^\S\n]*+(?=\S)"
 _ENDS.update({mark: re.compile(mark + _CJK_END) for mark in _CJK})
+_ENDS["\n"] = re.compile("\n")
+_ASCII_ENDS = {mark: pattern for mark, pattern in _ENDS.items() if mark.isascii()}
 
 
-def split_lines(text: str) -> str:
+def split_lines(text: str) -> list[str]:
     """Each line is a sentence."""
-    return text
+    return text.split("\n")
 
 
-def split_at_punctuation(text: str) -> str:
+def split_at_punctuation(text: str) -> list[str]:
     """Splits lines further after . ! ? … and their likes, and after 。！？ at once.
 
     Not before a lower-case letter, not after a single letter, a number of one or two digits or an
     abbreviation without vowels, not inside numbers: where in doubt two sentences stay together.
     """
-    found = [
-        match.end()
-        for mark, pattern in _ENDS.items()
-        if mark in text
-        for match in pattern.finditer(text)
-    ]
-    found.sort()
-    return "\n".join([text[start:end] for start, end in pairwise([0, *found, len(text)])])
+    ends = {0, len(text)}
+    for mark, pattern in _ASCII_ENDS.items() if text.isascii() else _ENDS.items():
+        if mark in text:
+            ends.update([match.end() for match in pattern.finditer(text)])
+    return [text[start:end] for start, end in pairwise(sorted(ends))]
 
 
 SPLITTERS: dict[str, Splitter] = {"lines": split_lines, "punctuation": split_at_punctuation}

@@ -67,7 +67,7 @@ def parse_rows(piece: Piece, options: SourceOptions) -> ParsedPiece:
             texts.append(value)
         else:
             reason = records.FIELD_NOT_A_STRING if value is None else records.NOT_UTF8
-            parsed.bad_records.append(BadRecord(None, reason, row))
+            parsed.bad_records.append(piece.record(row, reason))
     parsed.num_records += len(column)
     add_texts(parsed, texts, piece, options)
     return parsed
@@ -123,6 +123,7 @@ class RowCutter:
             offset=self._first_row,
             payload=sink.getvalue().to_pybytes(),
             num_bytes=round(bytes_a_row * table.num_rows) or table.nbytes,
+            of_rows=True,
         )
 
     def problem(self, row: int, reason: str, detail: str = "") -> Piece:

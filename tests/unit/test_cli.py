@@ -1,12 +1,14 @@
 """The command line: its words, its one-sentence errors, its JSON, and what it does not import."""
 
 import argparse
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import xxhash
@@ -148,6 +150,17 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["corpus", "info", "C", "--jsn"], "--jsn"),
         (["corpus", "info", "C", "--data.corpus", "D"], "--data.corpus D"),
         (["corpus", "build", "--input", "x", "--out", "y", "--vocab-size", "big"], "'big'"),
+        (["corpus", "build", "--out", "y"], "no source"),
+        (
+            ["corpus", "build", "--sources", "s", "--input", "x", "--out", "y"],
+            "--input and --sources",
+        ),
+        (
+            ["corpus", "build", "--sources", "s", "--field", "x", "--out", "y"],
+            "--field and --sources",
+        ),
+        (["corpus", "build", "--input", "x", "--out", "y", "--dedup", "some"], "'some'"),
+        (["corpus", "build", "--input", "x", "--out", "y", "--weight", "-1"], "weight -1"),
         (["corpus", "pack", "C", "--len", "8"], "--len 8"),  # no abbreviations
         (["config", "show", "--bach.micro_batch_size", "8"], "--bach.micro_batch_size"),
         (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
@@ -352,6 +365,21 @@ def test_a_place_that_cannot_be_written(source: Path, capsys: pytest.CaptureFixt
     words = ["corpus", "build", "--input", str(source), "--out", str(source / "corpus")]
     assert main(words) == 2
     assert f"{source}/corpus" in one_sentence(capsys)
+
+
+def test_a_full_disk_is_one_sentence(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("electra_dist.data.store.write_json", full)
+    words = ["corpus", "build", "--input", str(source), "--out", str(tmp_path / "corpus")]
+    assert main(words) == 2
+    assert f"{tmp_path}/corpus.building: No space left on device" in one_sentence(capsys)
 
 
 def test_a_corpus_can_be_cut_into_smaller_files(build: Callable[..., Path]) -> None:

@@ -1,5 +1,4 @@
 import io
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,11 +12,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the display sees: the test sets the one number in it."""
     seconds = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
-    yield seconds
+    return seconds
 
 
 def test_a_log_gets_a_line_every_half_minute(clock: list[float]) -> None:
