@@ -1,19 +1,17 @@
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from electra_dist.data import tokenize
 from electra_dist.data.tokenize import describe, encode_documents, load_tokenizer
 from electra_dist.errors import UserError
 from electra_dist.runtime.special_tokens import special_tokens
+from tests.made_up import ROBERTA, SPECIALS, trained
 
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ROBERTA = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
 WORDS = [
     "the",
     "he",
@@ -31,7 +29,7 @@ WORDS = [
     "猫",
     "Cat",
 ]
-VOCAB = SPECIALS + WORDS
+VOCAB = [*SPECIALS, *WORDS]
 
 
 @pytest.fixture
@@ -57,37 +55,6 @@ def word_starts(tokenizer: Tokenizer, *sentences: str) -> list[str]:
     starts = np.unpackbits(bits, bitorder="little", count=len(encoded.tokens))
     tokens = [tokenizer.id_to_token(i) for i in encoded.tokens.tolist()]
     return [f"*{t}" if s else t for t, s in zip(tokens, starts, strict=True)]
-
-
-def trained(kind: str, special: Sequence[str] = SPECIALS, extra: Sequence[str] = ()) -> Tokenizer:
-    """A tokenizer as others make it: "bpe" as GPT-2's and RoBERTa's, "unigram" as XLM-R's."""
-    text = [
-        "the cats and the hats sat on the mats",
-        f"hello there, the other cats {special[4]} {special[3]}",
-        *extra,
-    ] * 30
-    if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(
-            vocab_size=90,
-            special_tokens=list(special),
-            unk_token=special[1],
-            show_progress=False,
-        )
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token=special[1]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=320,
-            special_tokens=list(special),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    tokenizer.train_from_iterator(text, trainer=trainer)
-    return tokenizer
 
 
 def byte_level_alphabet() -> dict[int, str]:
@@ -134,7 +101,7 @@ def test_a_literal_special_token_is_text(vocab_path: Path) -> None:
 @pytest.mark.parametrize("special", [SPECIALS, ROBERTA])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_literal_special_token_is_text_in_other_models(
-    tmp_path: Path, kind: str, special: list[str]
+    tmp_path: Path, kind: str, special: tuple[str, ...]
 ) -> None:
     tokenizer = load_tokenizer(saved(trained(kind, special), tmp_path))
     ids = describe(tokenizer).special_ids
@@ -147,7 +114,7 @@ def test_a_literal_special_token_is_text_in_other_models(
 def test_roberta_s_names_are_kept_and_known_by_their_role(tmp_path: Path, kind: str) -> None:
     tokenizer = load_tokenizer(saved(trained(kind, ROBERTA), tmp_path))
     facts = describe(tokenizer)
-    assert list(facts.special_tokens.values()) == ROBERTA
+    assert list(facts.special_tokens.values()) == [*ROBERTA]
     ids = {role: tokenizer.token_to_id(name) for role, name in facts.special_tokens.items()}
     assert ids == asdict(facts.special_ids)
     pair = tokenizer.encode("the cats", "the hats")
@@ -211,7 +178,7 @@ def test_sentences_and_documents_without_a_token_vanish(vocab_path: Path) -> Non
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, np.uint16), (65537, np.uint32)])
 def test_ids_are_stored_in_two_bytes_as_long_as_they_fit(vocab_size: int, dtype: type) -> None:
-    vocab = SPECIALS + [f"w{i}" for i in range(vocab_size - 5)]
+    vocab = [*SPECIALS] + [f"w{i}" for i in range(vocab_size - 5)]
     tokenizer = tokenize.wordpiece_tokenizer({token: i for i, token in enumerate(vocab)})
     encoded = encode(tokenizer, (f"w{vocab_size - 6}",))
     assert encoded.tokens.dtype == dtype
