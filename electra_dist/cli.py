@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from electra_dist import commands
-from electra_dist.cli_build import add_build_words
+from electra_dist.cli_build import add_build_words, add_vocab_report_words, add_vocab_train_words
 from electra_dist.errors import UserError
 
 Handler = Callable[[argparse.Namespace, list[str]], int]
@@ -122,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parent = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_corpus(parent)
+    _add_vocab(parent)
     _add_pretrain(parent)
     _add_checkpoint(parent)
     _add_finetune(parent)
@@ -175,21 +176,19 @@ def _add_corpus(parent: Any) -> None:
     info = _command(corpus, "info", commands.corpus_info)
     info.add_argument("corpus", type=Path, metavar="CORPUS")
     info.add_argument("--json", action="store_true", help="one JSON document")
+    info.add_argument("--plot", type=Path, metavar="PNG", help="the same as a figure")
     audit = _command(corpus, "audit", commands.corpus_audit)
     audit.add_argument("run", type=Path, metavar="RUN")
     audit.add_argument(
         "--steps", metavar="A:B", help="make only these checksums again (default: all)"
     )
     audit.add_argument("--json", action="store_true", help="one JSON document")
-    vocab = _group(parent, "vocab", "train a vocabulary")
-    train = _command(vocab, "train", commands.vocab_train)
-    train.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    train.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    train.add_argument(
-        "--size", type=int, default=30522, help="entries at most (default %(default)s)"
-    )
-    train.add_argument("--cased", action="store_true", help="keep case and accents")
-    train.add_argument("--out", required=True, type=Path, help="vocab.txt or tokenizer.json")
+
+
+def _add_vocab(parent: Any) -> None:
+    vocab = _group(parent, "vocab", "train a vocabulary, measure how one fits a text")
+    add_vocab_train_words(_command(vocab, "train", commands.vocab_train))
+    add_vocab_report_words(_command(vocab, "report", commands.vocab_report))
 
 
 _KNOBS = """common knobs (--section.field value; `electra-dist config docs` lists all):

@@ -1,4 +1,4 @@
-"""The words of `corpus build`."""
+"""The words of `corpus build`, `vocab train` and `vocab report`."""
 
 from __future__ import annotations
 
@@ -96,3 +96,63 @@ def add_build_words(build: argparse.ArgumentParser) -> None:
         help="tokens in one file at most (default %(default)s)",
     )
     build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
+
+
+def add_vocab_train_words(train: argparse.ArgumentParser) -> None:
+    """The words of `vocab train`."""
+    train.add_argument(
+        "--size", type=int, default=30522, help="entries at most (default %(default)s)"
+    )
+    _add_text_words(train, sample_bytes=256 << 20)
+    train.add_argument("--cased", action="store_true", help="keep case and accents")
+    train.add_argument(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="default: unless --cased",
+    )
+    train.add_argument(
+        "--held-out-share",
+        type=float,
+        default=0.005,
+        help="documents measured instead of trained on (default %(default)s, as in a corpus)",
+    )
+    train.add_argument("--out", required=True, type=Path, help="vocab.txt or tokenizer.json")
+    train.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def add_vocab_report_words(report: argparse.ArgumentParser) -> None:
+    """The words of `vocab report`."""
+    report.add_argument(
+        "--tokenizer", required=True, type=Path, help="tokenizer.json or WordPiece vocab.txt"
+    )
+    _add_text_words(report, sample_bytes=16 << 20)
+    report.add_argument(
+        "--cased", action="store_true", help="a vocab.txt of cased text, with accents"
+    )
+    report.add_argument(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="for a vocab.txt (default: unless --cased)",
+    )
+    report.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_text_words(parser: argparse.ArgumentParser, sample_bytes: int) -> None:
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PATH", help="files, folders, globs, addresses"
+    )
+    parser.add_argument(
+        "--source", default="text", help="text, jsonl, parquet or hf (default %(default)s)"
+    )
+    parser.add_argument(
+        "--field",
+        default="text",
+        help="jsonl, parquet, hf: what holds the text (default %(default)s)",
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        type=int,
+        default=sample_bytes,
+        metavar="BYTES",
+        help=f"of a larger input, read this much (default {sample_bytes >> 20} MiB)",
+    )

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +82,16 @@ def corpus_verify(args: argparse.Namespace, _: list[str]) -> int:
 
 def corpus_info(args: argparse.Namespace, _: list[str]) -> int:
     """Say what is in a corpus."""
-    from electra_dist.data.info import corpus_info, render_info
+    from electra_dist.data.info import corpus_info
+    from electra_dist.data.info_text import render_info
 
+    if args.plot is not None:
+        from electra_dist.data.plot import check_plot, plot_corpus
+
+        check_plot(args.plot)
     info = corpus_info(args.corpus)
+    if args.plot is not None:
+        plot_corpus(info, args.plot)
     print(json.dumps(info, indent=2) if args.json else render_info(info))
     return 0
 
@@ -98,12 +107,13 @@ def corpus_audit(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report_steps() -> Callable[[int, int], None]:
-    interval = TERMINAL_SECONDS if sys.stderr.isatty() else LOG_SECONDS
+    from electra_dist.runtime.progress import LOG_SECONDS
+
     last = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= interval:
+        if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
             print(f"{done:,} of {total:,} steps checked", file=sys.stderr, flush=True)
 
@@ -141,13 +151,39 @@ def steps_range(words: str) -> range:
 
 
 def vocab_train(args: argparse.Namespace, _: list[str]) -> int:
-    """Train a WordPiece vocabulary on text."""
-    from electra_dist.data.vocab import train_vocab
+    """Train a WordPiece vocabulary on text, and measure it on text held out."""
+    from electra_dist.data.vocab import render_trained, text_input, train_vocab
+    from electra_dist.runtime.progress import Progress, ProgressDisplay
 
-    train_vocab(
-        args.input, args.out, vocab_size=args.size, lowercase=not args.cased, source=args.source
+    with ProgressDisplay() as display:
+        made = train_vocab(
+            text_input(args.input, args.source, args.field),
+            args.out,
+            vocab_size=args.size,
+            lowercase=not args.cased,
+            strip_accents=args.strip_accents,
+            sample_bytes=args.sample_bytes,
+            held_out_share=args.held_out_share,
+            report=lambda done: display(
+                Progress(phase="reading", num_bytes=done, total_bytes=None)
+            ),
+        )
+    print(json.dumps(made, indent=2) if args.json else render_trained(made))
+    return 0
+
+
+def vocab_report(args: argparse.Namespace, _: list[str]) -> int:
+    """Measure how a tokenizer fits a text: fertility, unknown tokens."""
+    from electra_dist.data.vocab import render_report, text_input, vocab_report
+
+    found = vocab_report(
+        args.tokenizer,
+        text_input(args.input, args.source, args.field),
+        lowercase=not args.cased,
+        strip_accents=args.strip_accents,
+        sample_bytes=args.sample_bytes,
     )
-    print(args.out)
+    print(json.dumps(found, indent=2) if args.json else render_report(found))
     return 0
 
 

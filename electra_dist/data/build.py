@@ -128,7 +128,7 @@ def _tokenizer(
     if not folder.tokenizer.exists():
         if options.tokenizer == "train":
             tokenizer = train_wordpiece(
-                lambda: sample_sentences(inputs, options.vocab_sample_bytes, show),
+                sample_sentences(inputs, options.vocab_sample_bytes, show),
                 options.vocab_size,
                 options.lowercase,
                 options.strip_accents,
@@ -243,6 +243,7 @@ def _manifest(
             "lowercase": facts.lowercase,
             "strip_accents": facts.strip_accents,
             "kind": facts.kind,
+            "special_tokens": facts.special_tokens,
         },
         "vocab_size": facts.vocab_size,
         "dtype": dtype,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +24,17 @@ from tokenizers import (
 
 from electra_dist.data.store import Array, SpecialIds
 from electra_dist.errors import UserError
+from electra_dist.runtime.special_tokens import NAMES, special_tokens
 
-SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+SPECIAL_TOKENS = {role: names[0] for role, names in NAMES.items()}
+"""BERT's names: those of the vocabularies that are trained here."""
+# How a token begins in scripts without spaces: Chinese characters, kana, full-width punctuation.
+_SPACELESS = (
+    "[\u3000-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+# The same by the first byte of UTF-8 as byte-level BPE spells it: U+3000 to 9FFF, F000 to FFFF and
+# from 10000 on. A token that begins within a character starts no word.
+_SPACELESS_BYTES = "[\xe3-\xe9\xef\xf0]"
 # Encodings take about 100 bytes a token: a few thousand sentences stay within a core's cache.
 _BATCH_SENTENCES = 2048
 _KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
@@ -41,6 +51,8 @@ class TokenizerFacts:
     vocab_size: int
     """Largest id + 1."""
     special_ids: SpecialIds
+    special_tokens: dict[str, str]
+    """Role -> how this vocabulary calls it: "cls" -> "[CLS]", or "<s>" as in RoBERTa's."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -91,8 +103,9 @@ def load_tokenizer(
 
     `lowercase` and `strip_accents` (None: follows lowercase) are for a vocab.txt; a tokenizer.json
     says it itself. The result has no truncation or padding, encodes a literal "[MASK]" as text, and
-    adds [CLS] A [SEP] B [SEP] when asked for special tokens. Raises UserError when the file is
-    missing, broken or lacks a special token.
+    adds [CLS] A [SEP] B [SEP] when asked for special tokens, by the names that its vocabulary has
+    for them (RoBERTa's: <s> A </s> B </s>). Raises UserError when the file is missing, broken or
+    lacks a special token.
     """
     path = tokenizer_file(path)
     if path.suffix == ".json":
@@ -150,7 +163,8 @@ def describe(tokenizer: Tokenizer) -> TokenizerFacts:
     if kind not in _KINDS:
         raise UserError(f"tokenizer model {kind} is not supported: use {', '.join(_KINDS)}")
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    ids = {name: vocab[token] for name, token in SPECIAL_TOKENS.items()}
+    names = special_tokens(content)
+    ids = {role: vocab[name] for role, name in names.items()}
     parts = list(_normalizers(content["normalizer"]))
     lowercase = any(p["type"] == "Lowercase" or p.get("lowercase") for p in parts)
     strips = (
@@ -163,15 +177,18 @@ def describe(tokenizer: Tokenizer) -> TokenizerFacts:
         strip_accents=any(strips),
         vocab_size=max(vocab.values()) + 1,
         special_ids=SpecialIds(**ids),
+        special_tokens=names,
     )
 
 
 def word_start_rule(tokenizer: Tokenizer) -> WordStartRule:
     """Word starts by spelling: no "##" (WordPiece), "Ġ" (byte-level BPE) or "▁" (Unigram) in front.
 
-    A vocabulary with no such mark makes every token a word.
+    Chinese and Japanese write no spaces: there each token is a word, as with WordPiece, which
+    splits at Chinese characters. A vocabulary with no such mark makes every token a word.
     """
-    model = json.loads(tokenizer.to_str())["model"]
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
     spelling = {id_: token for token, id_ in tokenizer.get_vocab(with_added_tokens=True).items()}
     tokens = [spelling.get(id_, "") for id_ in range(max(spelling) + 1)]
     prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
@@ -182,7 +199,9 @@ def word_start_rule(tokenizer: Tokenizer) -> WordStartRule:
     else:
         marks = {mark: sum(token.startswith(mark) for token in tokens) for mark in "Ġ▁"}
         mark = max(marks, key=lambda m: marks[m])
-        table = [not marks[mark] or token.startswith(mark) for token in tokens]
+        spaceless = _SPACELESS_BYTES if mark == "Ġ" else _SPACELESS
+        starts = re.compile(f"{mark}|{spaceless}")
+        table = [not marks[mark] or bool(starts.match(token)) for token in tokens]
     return WordStartRule(table=np.array(table), of_previous_token=bool(suffix and not prefix))
 
 
@@ -266,24 +285,39 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def _prepare(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    missing = [token for token in SPECIAL_TOKENS.values() if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise UserError(
-            f"tokenizer {name} lacks {' '.join(missing)}:"
-            f" give one that holds {' '.join(SPECIAL_TOKENS.values())}"
-        )
+    content = json.loads(tokenizer.to_str())
+    names = special_tokens(content)
+    _check_special_tokens(tokenizer, names, name)
     tokenizer.add_special_tokens(
-        [AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS.values()]
+        [AddedToken(token, normalized=False, special=True) for token in names.values()]
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    cls, sep = names["cls"], names["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _check_special_tokens(tokenizer: Tokenizer, names: dict[str, str], name: str) -> None:
+    if missing := [role for role in SPECIAL_TOKENS if role not in names]:
+        lacking = " ".join(SPECIAL_TOKENS[role] for role in missing)
+        like_roberta = any(token.startswith("<") for token in names.values())
+        add = [NAMES[role][like_roberta] for role in missing]
+        raise UserError(
+            f"tokenizer {name} lacks {lacking}: add a line for each to a vocab.txt, or"
+            f" tokenizer.add_special_tokens({add}) and save it"
+        )
+    ids = {token: tokenizer.token_to_id(token) for token in names.values()}
+    if len(set(ids.values())) < len(SPECIAL_TOKENS):
+        raise UserError(
+            f"tokenizer {name} has one id for several special tokens ({ids}):"
+            " give one in which each has its own"
+        )
 
 
 def _normalizers(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

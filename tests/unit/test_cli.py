@@ -33,11 +33,15 @@ HELP = {
     ),
     "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
-    "corpus info": ("CORPUS", "--json"),
     "corpus audit": ("RUN", "--steps", "--json"),
     "trace": ("CONFIG.toml", "--steps", "--world-size", "--ranks-per-node", "--recipe", "--json"),
-    "vocab": ("train",),
-    "vocab train": ("--input", "--size", "--out"),
+    "corpus info": ("CORPUS", "--json", "--plot"),
+    "vocab": ("train", "report"),
+    "vocab train": (
+        *("--input", "--source", "--field", "--size", "--sample-bytes", "--cased"),
+        *("--strip-accents", "--held-out-share", "--out", "--json"),
+    ),
+    "vocab report": ("--tokenizer", "--input", "--source", "--sample-bytes", "--json"),
     "pretrain": (
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
@@ -439,3 +443,34 @@ def test_packed_rows_and_their_masks_are_recorded(
     assert main(["corpus", "info", str(corpus)]) == 0
     assert "length 32, packed" in capsys.readouterr().out
     assert main(["corpus", "verify", str(corpus)]) == 0
+
+
+def test_a_vocabulary_is_trained_and_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(text(60))
+    words = ["--input", str(tmp_path / "a.txt"), "--json"]
+    out = str(tmp_path / "v.txt")
+    train = ["vocab", "train", *words, "--size", "200", "--held-out-share", "0.2", "--out", out]
+    assert main(train) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["file"], made["held_out"]) == (out, True)
+    assert main(["vocab", "report", *words, "--tokenizer", out]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"]["documents"] == 60 > made["report"]["documents"] > 0
+    assert found["report"]["unknown_token_share"] == 0
+    assert main(train) == 2
+    assert "exists already" in one_sentence(capsys)
+
+
+def test_a_figure_of_a_corpus(
+    build: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus")
+    capsys.readouterr()
+    figure = tmp_path / "corpus.png"
+    assert main(["corpus", "info", str(corpus), "--json", "--plot", str(figure)]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["documents"] > 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert main(["corpus", "info", str(corpus), "--plot", str(tmp_path / "corpus.jpg")]) == 2
+    assert "must end in .png" in one_sentence(capsys)

@@ -1,5 +1,6 @@
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from electra_dist.data import store
 from electra_dist.data.build import BuildSummary, build_corpus
 from electra_dist.data.build_options import BuildOptions, SourceSpec
-from electra_dist.data.info import corpus_info, render_info
+from electra_dist.data.info import corpus_info
+from electra_dist.data.info_text import render_info
 from electra_dist.data.packing import pack
 from electra_dist.data.records import SourceOptions
 from electra_dist.data.store import Corpus, Packing
@@ -17,6 +19,7 @@ from electra_dist.data.tokenize import load_tokenizer
 from electra_dist.data.verify import verify_corpus
 from electra_dist.errors import UserError
 from electra_dist.runtime.progress import Progress
+from tests.made_up import ROBERTA, SPECIALS, trained
 
 RNG = random.Random(0)
 WORDS = ["".join(RNG.choices("abcdefghijklm", k=RNG.randint(1, 7))) for _ in range(300)]
@@ -361,6 +364,61 @@ def rewrite(corpus: Path, **changes: Any) -> None:
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0]["xxh3_128"] = record.xxh3_128
     store.write_json(corpus / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("special", [SPECIALS, ROBERTA])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_other_tokenizers_fill_a_corpus_that_reads_back(
+    tmp_path: Path, kind: str, special: tuple[str, ...]
+) -> None:
+    text = tmp_path / "text.txt"
+    lines = [f"the cats {i} sat {special[4]}\n\nthere, {i} hats" for i in range(50)]
+    text.write_text("\n\n".join(lines))
+    trained(kind, special, extra=["0 1 2 3 4 5 6 7 8 9"]).save(str(tmp_path / "tokenizer.json"))
+    build(tmp_path, sources=(spec(text),), tokenizer=str(tmp_path / "tokenizer.json"))
+    corpus = Corpus.open(tmp_path / "corpus")
+    recorded = corpus.manifest["tokenizer"]
+    assert recorded["kind"] == kind
+    assert recorded["special_tokens"] == dict(
+        zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True)
+    )
+    tokenizer = load_tokenizer(corpus.tokenizer_path)
+    assert corpus.special_ids.mask == tokenizer.token_to_id(special[4])
+    found = []
+    for shard in corpus.shards("train"):
+        starts = np.unpackbits(shard.word_starts, bitorder="little", count=len(shard.tokens))
+        for start, end in pairwise(shard.sentence_offsets.tolist()):
+            ids = shard.tokens[start:end].tolist()
+            found.append(tokenizer.decode(ids, skip_special_tokens=False))
+            # One word for each space-separated one; Unigram has no sign for some of them.
+            assert starts[start] == 1
+            assert starts[start:end].sum() <= len(found[-1].split()) + (kind == "unigram")
+    if kind == "bpe":  # Every byte has a token: nothing is lost, a literal mask neither.
+        assert set(found) <= {line for pair in lines for line in pair.split("\n\n")}
+    assert sum("hats" in text for text in found) > 30
+    assert verify_corpus(tmp_path / "corpus") == []
+
+
+@pytest.mark.slow
+def test_a_vocabulary_over_65536_is_stored_in_four_bytes(tmp_path: Path) -> None:
+    for size, name in ((65536, "uint16"), (65537, "uint32")):
+        words = [*SPECIALS, *(f"w{i}" for i in range(size - 5))]
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
+        (tmp_path / "text.txt").write_text(f"w{size - 6} w0\n" * 20)
+        out = f"corpus{size}"
+        vocabulary = str(tmp_path / "vocab.txt")
+        build(
+            tmp_path,
+            out,
+            sources=(spec(tmp_path / "text.txt"),),
+            tokenizer=vocabulary,
+            held_out_share=0,
+        )
+        corpus = Corpus.open(tmp_path / out)
+        assert (corpus.manifest["dtype"], corpus.vocab_size) == (name, size)
+        (tokens,) = corpus.token_shards("train")
+        assert tokens.dtype == name
+        assert tokens[:2].tolist() == [size - 1, 5]
 
 
 @pytest.mark.parametrize(
