@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 
 from electra_dist.checkpoint.commit import Save
@@ -51,8 +52,14 @@ class HostBuffers:
         self._wait_for_device()  # whichever stream the update ran on
         for fragment in fragments:
             start, end = end, end + len(fragment.values)
-            buffer[start:end].copy_(fragment.values.detach(), non_blocking=True)
-            values = buffer[start:end].numpy()
+            source, target = fragment.values.detach(), buffer[start:end]
+            values = target.numpy()
+            if source.device.type == "cpu":
+                # Of `base` numpy's copy takes 0.25 s of processor time, torch's 0.37 s on one thread,
+                # and 2.4 s on two of a busy machine, where they wait for each other.
+                np.copyto(values, source.numpy())
+            else:
+                target.copy_(source, non_blocking=True)
             pieces.append(Piece(f"{fragment.parameter}/{fragment.kind}", fragment.start, values))
         self._wait_for_device()
         return pieces
