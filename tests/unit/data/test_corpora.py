@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from electra_dist.config.schema import BatchConfig, DataConfig, ObjectiveConfig, RunConfig
-from electra_dist.data.build import BuildOptions, build_corpus
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.frozen import freeze, read_frozen
 from electra_dist.data.packing import pack
@@ -23,7 +24,7 @@ def other(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("other")
     text = write_documents(folder / "text.txt", 90, seed=2)
     options = BuildOptions(
-        inputs=(str(text),),
+        sources=(SourceSpec(inputs=(str(text),)),),
         out=folder / "corpus",
         tokenizer=str(corpus.tokenizer_path),
         held_out_share=0.2,
@@ -128,7 +129,11 @@ def test_corpora_that_do_not_go_together_are_refused_in_words(
     corpus: Corpus, other: Corpus, tmp_path: Path
 ) -> None:
     text = write_documents(tmp_path / "text.txt", 30, seed=3)
-    build_corpus(BuildOptions(inputs=(str(text),), out=tmp_path / "foreign", vocab_size=200))
+    build_corpus(
+        BuildOptions(
+            sources=(SourceSpec(inputs=(str(text),)),), out=tmp_path / "foreign", vocab_size=200
+        )
+    )
     foreign = Corpus.open(tmp_path / "foreign")
     with pytest.raises(UserError, match=r"foreign has another tokenizer than .*--tokenizer .*json"):
         Corpora.open(blend((corpus, 1), (foreign, 1)).data)
