@@ -143,10 +143,9 @@ def speed(inputs: list[Path], tokenizer: str, folder: Path, rounds: int) -> dict
     }
 
 
-def memory(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
+def memory(folder: Path, sizes: Sequence[int], tokenizer: str | None) -> dict[str, Any]:
     """Peaks of resident memory of builds of two sizes."""
     rows = []
-    tokenizer = ""
     for num_bytes in sizes:
         text = write_text(folder / "text.txt", num_bytes)
         tokenizer = tokenizer or str(small_tokenizer(folder))
@@ -224,7 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         if args.memory:
-            found = memory(folder, args.sizes)
+            found = memory(folder, args.sizes, args.tokenizer)
         else:
             text = args.input or [write_text(folder / "text.txt", args.megabytes * 10**6)]
             tokenizer = args.tokenizer or str(small_tokenizer(folder))

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,14 @@ def corpus_pack(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.data.frozen import freeze
     from electra_dist.data.packing import pack
     from electra_dist.data.store import Corpus, Packing
+    from electra_dist.runtime.progress import ProgressDisplay
 
-    folder = pack(args.corpus, args.length, args.mode, args.seed)
+    with ProgressDisplay() as display:
+        folder = pack(
+            *(args.corpus, args.length, args.mode, args.seed),
+            num_workers=args.workers,
+            report=display,
+        )
     corpus = Corpus.open(args.corpus)
     packing = Packing.open(corpus, args.length, args.mode)
     frozen = freeze(corpus, packing, args.mask_prob)
@@ -86,6 +94,60 @@ def corpus_info(args: argparse.Namespace, _: list[str]) -> int:
         plot_corpus(info, args.plot)
     print(json.dumps(info, indent=2) if args.json else render_info(info))
     return 0
+
+
+def corpus_audit(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Prove that a run used each position once."""
+    from electra_dist.train.audit import audit, render
+
+    steps = None if args.steps is None else steps_range(args.steps)
+    found = audit(args.run, overrides, steps, _report_steps())
+    print(json.dumps(found.to_json(), indent=2) if args.json else render(found))
+    return 1 if found.problems else 0
+
+
+def _report_steps() -> Callable[[int, int], None]:
+    from electra_dist.runtime.progress import LOG_SECONDS
+
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            print(f"{done:,} of {total:,} steps checked", file=sys.stderr, flush=True)
+
+    return report
+
+
+def trace(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Say what each rank reads in some steps: rows, masks, hashes; without a model."""
+    from electra_dist.config import files
+    from electra_dist.data.corpora import Corpora
+    from electra_dist.data.trace import TITLES, describe, render, trace
+
+    steps = steps_range(args.steps)
+    config = files.load(args.config, overrides, recipe=args.recipe)
+    corpora = Corpora.open(config.data)
+    records = trace(config, corpora, steps, args.world_size, args.ranks_per_node)
+    if not args.json:
+        for number, record in enumerate(records):
+            print("\n".join(render(record)) if number else "\n".join([TITLES, *render(record)]))
+        return 0
+    head = json.dumps({"world_size": args.world_size, "seed": config.seed, **describe(corpora)})
+    print(f'{head[:-1]}, "steps": [')  # step by step: the whole may be larger than memory
+    for number, record in enumerate(records):
+        print("," * (number > 0) + json.dumps(record))
+    print("]}")
+    return 0
+
+
+def steps_range(words: str) -> range:
+    """`A:B` as the updates A to B - 1."""
+    first, colon, last = words.partition(":")
+    if colon and first.isdecimal() and last.isdecimal() and int(first) < int(last):
+        return range(int(first), int(last))
+    raise UserError(f"--steps {words} must be A:B with A below B; updates are counted from 0")
 
 
 def vocab_train(args: argparse.Namespace, _: list[str]) -> int:
@@ -218,12 +280,15 @@ def checkpoint_list(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def checkpoint_verify(args: argparse.Namespace, _: list[str]) -> int:
-    """Check every byte against the hashes."""
+    """Check every byte against the hashes; with --repair rebuild what the parity file can."""
     from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
+    from electra_dist.checkpoint.parity import repair
     from electra_dist.checkpoint.reshard import CheckpointReader
 
     folder = resolve(args.checkpoint).folder
     try:
+        for name in repair(folder) if args.repair else ():
+            print(f"{folder / name}: rebuilt")
         with CheckpointReader(folder) as reader:
             reader.verify()
     except CorruptCheckpoint as error:

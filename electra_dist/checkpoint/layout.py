@@ -6,6 +6,7 @@ No torch, no numpy: login nodes read this.
         manifest.json               written last; a folder without it is not a checkpoint
         state.json                  step, position, fingerprints
         shard_00000.safetensors     element ranges `<parameter>/<kind>`, global offsets in metadata
+        parity.xor                  where checkpoint.parity is on: rebuilds one lost shard
     checkpoints/step_00001000.tmp-2     being written by attempt 2, or left by its crash
     checkpoints/step_00001000.bad       did not verify; kept aside
     checkpoints/step_00001000.abandoned superseded by a roll-back
@@ -18,20 +19,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
 from electra_dist.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: the ranges of a shard stand in its header only. 2: in the manifest too."""
 BLOCK_BYTES = 1 << 20
 """Unit of hashing: a reader checks the whole blocks that cover its range."""
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """fp32 weights and Adam's two moments: every parameter has all three."""
+
+RETRY_PAUSES_SECONDS = (0.1, 0.5, 2.0)
+"""Waits between two tries to read a file that exists and that the system fails to read."""
+
+Answer = TypeVar("Answer")
 
 _COMPLETE = re.compile(r"step_(\d{8,})")
 _TEMPORARY = re.compile(r"step_\d{8,}\.tmp-\d+")
@@ -49,6 +57,9 @@ class ShardRecord:
     bytes: int
     block_hashes: list[str]
     """xxh3-64 of each MiB, header included, hexadecimal."""
+    ranges: dict[str, list[int]] | None = None
+    """`<parameter>/<kind>` to [first element, one past the last, offset of the first in the file].
+    None in format version 1: they stand in the shard's header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,8 @@ class Manifest:
     shards: list[ShardRecord]
     state_xxh3_128: str
     """Hash of state.json."""
+    parity: ShardRecord | None = None
+    """The file from which a lost shard can be rebuilt, where there is one."""
 
     @property
     def num_bytes(self) -> int:
@@ -85,6 +98,11 @@ def checkpoints_folder(run_folder: Path) -> Path:
 def step_name(step: int) -> str:
     """`step_00001000`."""
     return f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint, whatever suffix it has."""
+    return int(folder.name.split(".")[0].removeprefix("step_"))
 
 
 def shard_name(rank: int) -> str:
@@ -116,7 +134,7 @@ def resolve(path: Path) -> CheckpointInfo:
         UserError: neither is there.
     """
     if (path / "manifest.json").is_file() and _COMPLETE.fullmatch(path.name.split(".")[0]):
-        return CheckpointInfo(step=int(path.name.split(".")[0].removeprefix("step_")), folder=path)
+        return CheckpointInfo(step=step_of(path), folder=path)
     complete = list_checkpoints(path)
     if not complete:
         raise UserError(
@@ -127,9 +145,9 @@ def resolve(path: Path) -> CheckpointInfo:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as JSON with its own checksum."""
+    """The manifest as JSON with its own checksum, in the one form that `read_manifest` takes."""
     body = asdict(manifest)
-    return json.dumps({**body, "checksum": _checksum(body)}, indent=1) + "\n"
+    return _canonical({**body, "checksum": _checksum(body)})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -140,13 +158,16 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: a newer version of electra_dist wrote it.
     """
     path = folder / "manifest.json"
+    data = patiently(path.read_bytes, path)
     try:
-        body: dict[str, Any] = json.loads(path.read_bytes())
+        body: dict[str, Any] = json.loads(data)
+        is_canonical = _canonical(body).encode() == data
         checksum = body.pop("checksum")
         version = body["format_version"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{path} cannot be read ({error})") from None
-    if checksum != _checksum(body):
+    # Version 1 was indented: there the values alone are checked, not how they are spelt.
+    if checksum != _checksum(body) or not (is_canonical or version == 1):
         raise CorruptCheckpoint(f"{path} is damaged: its checksum differs")
     if version > FORMAT_VERSION:
         raise UserError(
@@ -154,7 +175,9 @@ def read_manifest(folder: Path) -> Manifest:
             "install a newer one"
         )
     shards = [ShardRecord(**shard) for shard in body.pop("shards")]
-    return Manifest(**body, shards=shards)
+    parity = body.pop("parity", None)  # none in format version 1
+    parity = ShardRecord(**parity) if parity else None
+    return Manifest(**body, shards=shards, parity=parity)
 
 
 def read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -164,14 +187,33 @@ def read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
         CorruptCheckpoint: it is missing or not what was written.
     """
     path = folder / "state.json"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path} cannot be read ({error})") from None
+    data = patiently(path.read_bytes, path)
     if xxhash.xxh3_128_hexdigest(data) != manifest.state_xxh3_128:
         raise CorruptCheckpoint(f"{path} is damaged: its hash differs from the manifest's")
     state: dict[str, Any] = json.loads(data)
     return state
+
+
+def patiently(read: Callable[[], Answer], path: Path) -> Answer:
+    """What `read` returns; a passing error (EIO, a stale NFS handle) is tried again a few times.
+
+    Raises:
+        CorruptCheckpoint: the file is not there, or the error does not pass.
+    """
+    for pause in RETRY_PAUSES_SECONDS:
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror})") from None
+        except OSError:
+            time.sleep(pause)
+    try:
+        return read()
+    except OSError as error:
+        tries = len(RETRY_PAUSES_SECONDS) + 1
+        raise CorruptCheckpoint(
+            f"{path} cannot be read ({error.strerror}, {tries} times)"
+        ) from None
 
 
 def uncovered(
@@ -203,6 +245,11 @@ def uncovered(
             elif end != size:
                 problems.append(f"{parameter}/{kind}: {end} of {size} elements in a row")
     return problems + [f"{name}: not a parameter of this model" for name in pieces]
+
+
+def _canonical(value: Any) -> str:
+    """JSON in one spelling, so that a flipped bit cannot hide in a blank or an escape."""
+    return json.dumps(value) + "\n"
 
 
 def _checksum(body: dict[str, Any]) -> str:

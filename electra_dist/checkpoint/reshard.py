@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from electra_dist.checkpoint.layout import KINDS, CorruptCheckpoint, read_manifest, read_state
-from electra_dist.checkpoint.shard import FloatArray, ShardReader
+from electra_dist.checkpoint.shard import FloatArray, Range, ShardReader
 
 
 class _Source(NamedTuple):
@@ -21,10 +22,11 @@ class _Source(NamedTuple):
 
 
 class CheckpointReader:
-    """An open checkpoint. Use it in a `with` statement.
+    """An open checkpoint. Use it in a `with` statement. It opens the shards that are read from.
 
     Raises:
-        CorruptCheckpoint: the manifest, state.json or a shard's header is not what was written.
+        CorruptCheckpoint: the manifest or state.json is not what was written (format version 1:
+            or a shard's header).
         UserError: a newer version wrote it.
     """
 
@@ -32,14 +34,13 @@ class CheckpointReader:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.state: dict[str, Any] = read_state(folder, self.manifest)
-        self._shards: list[ShardReader] = []
+        self._open_shards: dict[int, ShardReader] = {}
         self._sources: dict[str, list[_Source]] = {}
         try:
-            for number, record in enumerate(self.manifest.shards):
-                self._shards.append(ShardReader(folder, record))
-                for found in self._shards[-1].ranges():
-                    source = _Source(found.start, found.stop, number, found.first_byte)
-                    self._sources.setdefault(found.name, []).append(source)
+            for number in range(len(self.manifest.shards)):
+                for name, start, stop, first_byte in self._ranges(number):
+                    source = _Source(start, stop, number, first_byte)
+                    self._sources.setdefault(name, []).append(source)
         except CorruptCheckpoint:
             self.close()
             raise
@@ -57,8 +58,9 @@ class CheckpointReader:
 
     def close(self) -> None:
         """Close all files."""
-        for shard in self._shards:
+        for shard in self._open_shards.values():
             shard.close()
+        self._open_shards.clear()
 
     def read_range(self, parameter: str, kind: str, start: int, stop: int) -> FloatArray:
         """Elements [start, stop) of the flattened tensor, gathered from the shards that hold them.
@@ -73,7 +75,7 @@ class CheckpointReader:
             low, high = max(start, source.start), min(stop, source.stop)
             if low < high:
                 first_byte = source.first_byte + 4 * (low - source.start)
-                self._shards[source.shard].read_into(
+                self._shard(source.shard).read_into(
                     first_byte, target[4 * (low - start) : 4 * (high - start)]
                 )
                 filled += high - low
@@ -90,13 +92,28 @@ class CheckpointReader:
         return self.read_range(parameter, kind, 0, math.prod(shape)).reshape(shape)
 
     def verify(self) -> None:
-        """Check every byte of every shard.
+        """Check every byte of every shard, and of the parity file.
 
         Raises:
             CorruptCheckpoint: one is not what was written.
         """
-        for shard in self._shards:
-            shard.verify()
+        for number in range(len(self.manifest.shards)):
+            self._shard(number).verify()
+        if self.manifest.parity is not None:
+            with closing(ShardReader(self.folder, self.manifest.parity)) as parity:
+                parity.verify()
+
+    def _shard(self, number: int) -> ShardReader:
+        if number not in self._open_shards:
+            self._open_shards[number] = ShardReader(self.folder, self.manifest.shards[number])
+        return self._open_shards[number]
+
+    def _ranges(self, number: int) -> list[Range]:
+        """From the manifest; of a shard of format version 1 from its header."""
+        ranges = self.manifest.shards[number].ranges
+        if ranges is None:
+            return self._shard(number).ranges()
+        return [Range(name, *place) for name, place in ranges.items()]
 
 
 def differences(one: Path, other: Path) -> list[str]:

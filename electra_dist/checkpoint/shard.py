@@ -8,9 +8,11 @@ streaming nor hashing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from electra_dist.checkpoint.layout import BLOCK_BYTES, CorruptCheckpoint, ShardRecord
+from electra_dist.checkpoint.layout import (
+    BLOCK_BYTES,
+    CorruptCheckpoint,
+    ShardRecord,
+    patiently,
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -42,63 +49,71 @@ class Range(NamedTuple):
     """Offset of element `start` in the file."""
 
 
-class _HashingWriter:
-    """Appends bytes to an open file and hashes each MiB on the way."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._hasher = xxhash.xxh3_64()
-        self._room = BLOCK_BYTES
-        self.num_bytes = 0
-        self.block_hashes: list[str] = []
-
-    def write(self, data: memoryview) -> None:
-        self.num_bytes += len(data)
-        while len(data):
-            part = data[: self._room]
-            self._hasher.update(part)
-            self._write_all(part)
-            self._room -= len(part)
-            data = data[len(part) :]
-            if self._room == 0:
-                self._close_block()
-
-    def finish(self) -> None:
-        if self._room < BLOCK_BYTES:
-            self._close_block()
-
-    def _write_all(self, part: memoryview) -> None:
-        while len(part):  # a write may be short: quota, signals, pipes of a parallel file system
-            part = part[os.write(self._descriptor, part) :]
-
-    def _close_block(self) -> None:
-        self.block_hashes.append(self._hasher.hexdigest())
-        self._hasher = xxhash.xxh3_64()
-        self._room = BLOCK_BYTES
-
-
 def write_shard(path: Path, pieces: Sequence[Piece]) -> ShardRecord:
-    """Write and fsync a shard.
+    """Write and fsync a shard; a thread beside the write hashes the same memory.
 
     Raises:
         OSError: the disk did not take it.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        writer = _HashingWriter(descriptor)
-        writer.write(memoryview(_header(pieces)))
-        for piece in pieces:
-            if len(piece.values):
-                little_endian = np.ascontiguousarray(piece.values, dtype="<f4")
-                writer.write(little_endian.data.cast("B"))
-        writer.finish()
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return ShardRecord(file=path.name, bytes=writer.num_bytes, block_hashes=writer.block_hashes)
+    header, ranges = _header(pieces)
+    chunks = [memoryview(header)]
+    arrays = (np.ascontiguousarray(piece.values, dtype="<f4") for piece in pieces)
+    chunks += [array.data.cast("B") for array in arrays if len(array)]
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint hashing") as beside:
+        hashes = beside.submit(hash_blocks, chunks)  # xxhash and os.write release the GIL
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            for chunk in chunks:
+                write_all(descriptor, chunk)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return ShardRecord(
+            file=path.name,
+            bytes=sum(map(len, chunks)),
+            block_hashes=hashes.result(),
+            ranges=ranges,
+        )
 
 
-def _header(pieces: Iterable[Piece]) -> bytes:
+def verify_shard(folder: Path, record: ShardRecord) -> None:
+    """Read a shard that has just been written back from the disk.
+
+    Raises:
+        CorruptCheckpoint: it is not what was written.
+    """
+    with contextlib.closing(ShardReader(folder, record)) as reader:
+        reader.drop_cache()
+        reader.verify()
+
+
+def hash_blocks(chunks: Sequence[memoryview]) -> list[str]:
+    """xxh3-64 of each MiB of the chunks' bytes in a row."""
+    hashes = []
+    hasher, room = xxhash.xxh3_64(), BLOCK_BYTES
+    for chunk in chunks:
+        done = 0
+        while done < len(chunk):
+            part = chunk[done : done + room]
+            hasher.update(part)
+            done += len(part)
+            room -= len(part)
+            if room == 0:
+                hashes.append(hasher.hexdigest())
+                hasher, room = xxhash.xxh3_64(), BLOCK_BYTES
+    if room < BLOCK_BYTES:
+        hashes.append(hasher.hexdigest())
+    return hashes
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write every byte, in as many writes as it takes."""
+    while len(data):  # a write may be short: quota, signals, 2 GiB, a parallel file system
+        data = data[os.write(descriptor, data) :]
+
+
+def _header(pieces: Sequence[Piece]) -> tuple[bytes, dict[str, list[int]]]:
+    """The first bytes of the file, and where each piece lies in it."""
     entries: dict[str, object] = {}
     ranges: dict[str, list[int]] = {}
     offset = 0
@@ -114,29 +129,45 @@ def _header(pieces: Iterable[Piece]) -> bytes:
         offset += size
     text = json.dumps({"__metadata__": {"ranges": json.dumps(ranges)}, **entries}).encode()
     text += b" " * (-len(text) % 8)  # data starts on 8 bytes, as the format asks
-    return len(text).to_bytes(8, "little") + text
+    first_byte = 8 + len(text)
+    for piece in pieces:
+        ranges[piece.name].append(first_byte)
+        first_byte += 4 * len(piece.values)
+    return len(text).to_bytes(8, "little") + text, ranges
 
 
 class ShardReader:
-    """Reads byte ranges of a shard; no MiB is handed out before it agrees with the manifest."""
+    """Reads byte and element ranges of a shard; every block that it touches is checked first.
+
+    Args:
+        folder: the checkpoint.
+        record: the manifest's word on the shard.
+
+    Raises:
+        CorruptCheckpoint: the file is missing or has another size.
+    """
 
     def __init__(self, folder: Path, record: ShardRecord) -> None:
         self._path = folder / record.file
         self._record = record
         self._cached_block = -1
         self._cached = b""
-        try:
-            self._file = self._path.open("rb", buffering=0)
-            size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise CorruptCheckpoint(f"{self._path} cannot be opened ({error.strerror})") from None
+        self._descriptor = patiently(self._open, self._path)
+        size = os.fstat(self._descriptor).st_size
         if size != record.bytes:
-            self._file.close()
+            self.close()
             raise CorruptCheckpoint(f"{self._path} has {size} bytes instead of {record.bytes}")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def drop_cache(self) -> None:
+        """Let the next reads come from the disk, where the system can be asked for that."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def ranges(self) -> list[Range]:
         """The element ranges in this shard, from its (checked) header."""
@@ -179,15 +210,28 @@ class ShardReader:
             self._block(block)
 
     def _block(self, block: int) -> bytes:
-        if block == self._cached_block:
-            return self._cached
+        if block != self._cached_block:
+            data = patiently(lambda: self._read_block(block), self._path)
+            if xxhash.xxh3_64_hexdigest(data) != self._record.block_hashes[block]:
+                raise CorruptCheckpoint(f"{self._path}: block {block} (1 MiB) is damaged")
+            self._cached_block, self._cached = block, data
+        return self._cached
+
+    def _read_block(self, block: int) -> bytes:
+        if self._descriptor < 0:
+            self._descriptor = self._open()
+        data = b""
         try:
-            data = os.pread(self._file.fileno(), BLOCK_BYTES, block * BLOCK_BYTES)
-        except OSError as error:
-            raise CorruptCheckpoint(
-                f"{self._path}: block {block} cannot be read ({error.strerror})"
-            ) from None
-        if xxhash.xxh3_64_hexdigest(data) != self._record.block_hashes[block]:
-            raise CorruptCheckpoint(f"{self._path}: block {block} (1 MiB) is damaged")
-        self._cached_block, self._cached = block, data
+            while len(data) < BLOCK_BYTES:
+                offset = block * BLOCK_BYTES + len(data)
+                part = os.pread(self._descriptor, BLOCK_BYTES - len(data), offset)
+                if not part:
+                    break
+                data += part
+        except OSError:
+            self.close()  # a stale handle of a network file system stays stale: open anew
+            raise
         return data
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDONLY)

@@ -1,104 +1,189 @@
-"""Saving, committing, restoring and retiring the checkpoints of one run.
+"""Saving and restoring the checkpoints of one run, as the training thread sees it.
 
-A save writes each rank's element ranges to `step_N.tmp-<attempt>/`, reads them back against their
-hashes, and ends with a done file; rank 0 commits with manifest.json and one rename. A crash at any
-byte leaves the previous checkpoint the newest one.
+A save copies each rank's element ranges and leaves the rest to the rank's writer thread
+(`async_writer`), which writes, reads back and commits (`commit`). A crash at any byte leaves the
+previous checkpoint the newest one.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import xxhash
 
+from electra_dist.checkpoint.async_writer import MAX_IN_FLIGHT, BackgroundWriter, HostBuffers
+from electra_dist.checkpoint.commit import Committer, Save, free_name
 from electra_dist.checkpoint.layout import (
-    FORMAT_VERSION,
     CheckpointInfo,
     CorruptCheckpoint,
-    Manifest,
-    ShardRecord,
     checkpoints_folder,
     list_checkpoints,
     list_temporaries,
-    manifest_text,
-    shard_name,
-    step_name,
-    uncovered,
+    step_of,
 )
+from electra_dist.checkpoint.parity import repair
 from electra_dist.checkpoint.reshard import CheckpointReader
-from electra_dist.checkpoint.shard import Piece, ShardReader, write_shard
-from electra_dist.engine.protocol import Engine, Fragment
-from electra_dist.errors import UserError
-from electra_dist.runtime.attempt import Attempt, Events
+from electra_dist.checkpoint.shard import Piece
+from electra_dist.engine.protocol import Engine
+from electra_dist.errors import Superseded, UserError
+from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import fsync_folder, write_bytes_atomic, write_json_atomic
 
 log = logging.getLogger(__name__)
-_POLL_SECONDS = 0.02
+
+_WAIT_SECONDS = 0.5
+"""How long a rank waits for its own thread before the ranks ask one another again."""
+
+
+class WriterSigns(NamedTuple):
+    """What this rank's writer has to tell the others; each number is to be added up over ranks."""
+
+    busy: float
+    """1 if there is no room for another save."""
+    failed: float
+    """Saves that failed since the last look."""
+    superseded: float
+    """1 if a later attempt owns the run folder."""
 
 
 class CheckpointStore:
-    """The checkpoints of a run folder as one rank of one attempt sees them. Methods are collective.
+    """The checkpoints of a run folder as one rank of one attempt sees them.
 
     Args:
         attempt: who writes; a superseded attempt commits nothing.
         control: exchanges between ranks.
         keep_last: newest checkpoints to keep.
         commit_timeout_seconds: how long rank 0 waits for the other ranks' files.
+        asynchronous: go on training while a save is written; else a save returns when it is done.
+        parity: write a file with each checkpoint from which one lost shard can be rebuilt.
     """
 
     def __init__(
-        self, attempt: Attempt, control: Control, keep_last: int, commit_timeout_seconds: float
+        self,
+        attempt: Attempt,
+        control: Control,
+        *,
+        keep_last: int,
+        commit_timeout_seconds: float,
+        asynchronous: bool = True,
+        parity: bool = False,
     ) -> None:
         self.run_folder = attempt.run_folder
         self._folder = checkpoints_folder(attempt.run_folder)
         self._attempt, self._control = attempt, control
-        self._events = Events(attempt=attempt, rank=control.rank)
-        self._keep_last = keep_last
-        self._commit_timeout_seconds = commit_timeout_seconds
+        self._asynchronous = asynchronous
+        self._committer = Committer(
+            attempt=attempt,
+            rank=control.rank,
+            world_size=control.world_size,
+            keep_last=keep_last,
+            commit_timeout_seconds=commit_timeout_seconds,
+            parity=parity,
+        )
+        self._writer = BackgroundWriter(self._committer.carry_out)
+        self._buffers: HostBuffers | None = None
+        self._num_begun = 0
 
-    def save(self, engine: Engine, step: int, state: dict[str, Any]) -> bool:
-        """Save the engine's state and `state` (for state.json) as the checkpoint of `step`.
+    def prepare(self, engine: Engine) -> None:
+        """Make and touch the host buffers, two times what this rank owns, before the first step."""
+        if self._asynchronous and self._buffers is None:
+            num_elements = sum(len(fragment.values) for fragment in engine.owned_fragments())
+            self._buffers = HostBuffers(num_elements, engine.device)
 
-        Returns whether it was committed on disk; a disk that does not take it is an event, and the
-        older checkpoints stay.
+    def save(self, engine: Engine, step: int, state: dict[str, Any]) -> None:
+        """Begin a save of the engine's state and of `state` (for state.json).
+
+        Every rank calls this at the same step, where no rank's signs said `busy`; nothing is
+        exchanged (but in the synchronous mode). `signs` and `wait` tell what became of it.
+
+        Raises:
+            Superseded: synchronous mode: a later attempt owns the run folder.
+        """
+        started = time.monotonic()
+        # Before the copy: a third one would overwrite the first.
+        assert self._writer.num_in_flight < MAX_IN_FLIGHT, "no buffer set is free"
+        self.prepare(engine)
+        fragments = engine.owned_fragments()
+        if self._buffers is not None:
+            pieces = self._buffers.copy(fragments, self._num_begun)
+        else:
+            pieces = [
+                Piece(f"{f.parameter}/{f.kind}", f.start, f.values.detach().cpu().numpy())
+                for f in fragments
+            ]
+        self._writer.begin(
+            Save(
+                serial=self._num_begun,
+                step=step,
+                state=state,
+                parameter_shapes=engine.parameter_shapes,
+                pieces=pieces,
+                blocked_seconds=time.monotonic() - started if self._asynchronous else None,
+            )
+        )
+        self._num_begun += 1
+        if not self._asynchronous:
+            self.wait()
+
+    def signs(self) -> WriterSigns:
+        """What rides in the one small all-reduce of a step.
+
+        Raises:
+            RuntimeError: the writer's thread is dead.
+        """
+        return WriterSigns(
+            busy=float(self._writer.num_in_flight >= MAX_IN_FLIGHT),
+            failed=float(self._writer.take_num_failed()),
+            superseded=float(self._writer.superseded),
+        )
+
+    def wait(self) -> bool:
+        """Wait until no rank has a save in flight; whether the newest one is on disk. Collective.
 
         Raises:
             Superseded: a later attempt owns the run folder.
         """
-        started = time.monotonic()
-        folder = self._folder / f"{step_name(step)}.tmp-{self._attempt.number}"
-        self._write_own_shard(folder, engine.owned_fragments())
-        problem = self._commit(folder, step, engine, state) if self._control.rank == 0 else None
-        problem = self._control.broadcast_json(problem, name="commit of a checkpoint")
-        if self._control.rank == 0:
-            seconds = round(time.monotonic() - started, 3)
-            if problem is None:
-                self._record("save", step=step, seconds=seconds)
-                self._retire_old()
-            else:
-                log.error("checkpoint of step %d was not saved: %s", step, problem)
-                shutil.rmtree(folder, ignore_errors=True)  # first: the event may need the room
-                self._record("save_failed", step=step, cause=problem)
-        return problem is None
+        while True:
+            self._writer.wait_idle(_WAIT_SECONDS)
+            in_flight, failed, superseded = self._control.all_reduce_sum(
+                [
+                    float(self._writer.num_in_flight),
+                    float(self._writer.last_failed),
+                    float(self._writer.superseded),
+                ],
+                name="wait for the commit of a checkpoint",
+            )
+            if superseded:
+                raise self.superseded()
+            if not in_flight:
+                return not failed
+
+    def superseded(self) -> Superseded:
+        """The error that every rank raises when one has found a later attempt."""
+        return Superseded(
+            f"Attempt {self._attempt.number} of {self.run_folder} has been superseded "
+            "by a later one."
+        )
+
+    def settle(self, timeout_seconds: float) -> None:
+        """Give this rank's writer some time before the process leaves after an error. Local."""
+        self._writer.wait_idle(timeout_seconds)
+
+    def close(self) -> None:
+        """End the writer's thread."""
+        self._writer.close()
 
     def restore(
         self, engine: Engine, parameter_shapes: dict[str, tuple[int, ...]]
     ) -> dict[str, Any] | None:
         """Fill the engine from the newest checkpoint that verifies on every rank.
 
-        Returns its state.json, or None if the run has no checkpoint at all. Newer ones that do not
-        verify are named in events.jsonl and kept aside as `step_N.bad`.
+        Collective. Returns its state.json, or None if the run has no checkpoint at all. Newer ones
+        that do not verify are named in events.jsonl and kept aside as `step_N.bad`.
 
         Raises:
             UserError: there are checkpoints but none verifies, or the newest good one is of another
@@ -106,8 +191,9 @@ class CheckpointStore:
         """
         bad: list[tuple[CheckpointInfo, str]] = []
         for info in self._candidates():
-            values, state, problem = self._read(info, engine, parameter_shapes)
-            problems = [p for p in self._control.all_gather_objects(problem) if p]
+            values, state, problems = self._read_on_all(info, engine, parameter_shapes)
+            if problems and self._repair(info, problems[0]):
+                values, state, problems = self._read_on_all(info, engine, parameter_shapes)
             if problems:
                 bad.append((info, problems[0]))
                 continue
@@ -135,86 +221,36 @@ class CheckpointStore:
         complete = list_checkpoints(self.run_folder)
         return complete[-1].folder.name if complete else None
 
-    def _write_own_shard(self, folder: Path, fragments: Iterable[Fragment]) -> None:
-        """Write, read back, and say so in shard_k.done.json; in shard_k.failed what went wrong."""
-        name = shard_name(self._control.rank)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            pieces = [
-                Piece(f"{f.parameter}/{f.kind}", f.start, f.values.detach().cpu().numpy())
-                for f in fragments
-            ]
-            record = write_shard(folder / name, pieces)
-            with contextlib.closing(ShardReader(folder, record)) as reader:
-                reader.verify()
-            ranges = [(p.name, p.start, p.start + len(p.values)) for p in pieces]
-            done = {"record": asdict(record), "ranges": ranges}
-            write_json_atomic(folder / f"{name}.done.json", done)
-        except (OSError, CorruptCheckpoint) as error:
-            log.error("rank %d could not write %s: %s", self._control.rank, folder / name, error)
-            try:
-                (folder / f"{name}.failed").write_text(str(error), encoding="utf-8")
-            except OSError:
-                log.error("and could not say so in the folder; rank 0 will wait for its deadline")
-
-    def _commit(self, folder: Path, step: int, engine: Engine, state: dict[str, Any]) -> str | None:
-        """Rank 0: wait for all shards, check that they cover the model, write the manifest, rename.
-
-        Returns what went wrong; None is good.
-        """
-        try:
-            done = [self._wait_for(folder, shard_name(r)) for r in range(self._control.world_size)]
-            parameters = {name: list(shape) for name, shape in engine.parameter_shapes.items()}
-            problems = uncovered(parameters, [tuple(r) for d in done for r in d["ranges"]])
-            if problems:
-                return f"the ranks' parts do not cover the model: {problems[0]}"
-            state_bytes = (json.dumps(state, indent=2) + "\n").encode()
-            write_bytes_atomic(folder / "state.json", state_bytes)
-            manifest = Manifest(
-                format_version=FORMAT_VERSION,
-                step=step,
-                parameters=parameters,
-                shards=[ShardRecord(**d["record"]) for d in done],
-                state_xxh3_128=xxhash.xxh3_128_hexdigest(state_bytes),
-            )
-            for rank in range(self._control.world_size):
-                (folder / f"{shard_name(rank)}.done.json").unlink()
-            write_bytes_atomic(folder / "manifest.json", manifest_text(manifest).encode())
-            self._attempt.check_current()
-            final = self._folder / step_name(step)
-            if final.exists():
-                os.rename(final, _free_name(final, "abandoned"))
-            os.rename(folder, final)
-            fsync_folder(self._folder)
-        except (OSError, TimeoutError) as error:
-            return str(error)
-        return None
-
-    def _wait_for(self, folder: Path, name: str) -> dict[str, Any]:
-        """A rank's done file, by opening its name: network file systems cache listings."""
-        deadline = time.monotonic() + self._commit_timeout_seconds
-        while True:
-            try:
-                done: dict[str, Any] = json.loads((folder / f"{name}.done.json").read_bytes())
-                return done
-            except FileNotFoundError:
-                failed = folder / f"{name}.failed"
-                if failed.exists():
-                    raise OSError(f"{name}: {failed.read_text(encoding='utf-8')}") from None
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{name} was not complete within {self._commit_timeout_seconds:g} s"
-                ) from None
-            time.sleep(_POLL_SECONDS)
-
     def _candidates(self) -> list[CheckpointInfo]:
         """Rank 0's list of complete checkpoints, newest first, on every rank."""
         names = [info.folder.name for info in reversed(list_checkpoints(self.run_folder))]
         names = self._control.broadcast_json(names, name="list of checkpoints")
-        return [
-            CheckpointInfo(step=int(n.removeprefix("step_")), folder=self._folder / n)
-            for n in names
-        ]
+        folders = [self._folder / name for name in names]
+        return [CheckpointInfo(step=step_of(folder), folder=folder) for folder in folders]
+
+    def _read_on_all(
+        self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
+    ) -> tuple[list[torch.Tensor], dict[str, Any], list[str]]:
+        """`_read`, and what is wrong on any rank."""
+        values, state, problem = self._read(info, engine, shapes)
+        problems = self._control.all_gather_objects(problem, name="reading a checkpoint")
+        return values, state, [problem for problem in problems if problem]
+
+    def _repair(self, info: CheckpointInfo, problem: str) -> bool:
+        """Rank 0 rebuilds what is damaged where there is a parity file; the same on every rank."""
+        rebuilt: list[str] = []
+        if self._control.rank == 0:
+            self._attempt.check_current()
+            try:
+                rebuilt = repair(info.folder)
+            except (CorruptCheckpoint, OSError) as error:
+                log.info("no repair: %s", error)
+            if rebuilt:
+                log.warning("%s: rebuilt %s", info.folder, ", ".join(rebuilt))
+                self._committer.record(
+                    "repair", checkpoint=info.folder.name, files=rebuilt, cause=problem
+                )
+        return bool(self._control.broadcast_json(rebuilt, name="repair of a checkpoint"))
 
     def _read(
         self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
@@ -250,30 +286,5 @@ class CheckpointStore:
                 log.error(
                     "checkpoint %s does not verify and is set aside: %s", info.folder.name, problem
                 )
-                os.rename(info.folder, _free_name(info.folder, "bad"))
-                self._record("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
-
-    def _record(self, event: str, **details: Any) -> None:
-        """An event in events.jsonl; a disk that is too full for it ends no run, the log has it."""
-        try:
-            self._events.append(event, **details)
-        except OSError as error:
-            log.error("event %s %s could not be written: %s", event, details, error)
-
-    def _retire_old(self) -> None:
-        """Remove the oldest beyond `keep_last`; the newest has been read back and committed now."""
-        for info in list_checkpoints(self.run_folder)[: -self._keep_last]:
-            # Renamed first: a half-removed folder must not look like a checkpoint.
-            doomed = info.folder.with_name(f"{info.folder.name}.tmp-{self._attempt.number}")
-            os.rename(info.folder, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _free_name(folder: Path, suffix: str) -> Path:
-    """`step_N.bad`, or `step_N.bad.2` where that exists."""
-    name = folder.with_name(f"{folder.name}.{suffix}")
-    number = 1
-    while name.exists():
-        number += 1
-        name = folder.with_name(f"{folder.name}.{suffix}.{number}")
-    return name
+                os.rename(info.folder, free_name(info.folder, "bad"))
+                self._committer.record("bad_checkpoint", checkpoint=info.folder.name, cause=problem)

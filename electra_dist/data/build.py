@@ -70,8 +70,12 @@ def build_corpus(options: BuildOptions, report: Report | None = None) -> BuildSu
     document is left, a worker was killed, or the share of bad records is over the limit;
     CORPUS.building/quarantine.jsonl is then left for reading. OSError: a disk is full or fails.
     """
+    folder = BuildFolder(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"{options.out} exists already: remove it or choose another --out")
+        manifest = folder.finish_commit()
+        if manifest is None:
+            raise UserError(f"{options.out} exists already: remove it or choose another --out")
+        return _summary(options.out, manifest)
     inputs = [
         SourceInput(
             kind=spec.kind,
@@ -81,23 +85,28 @@ def build_corpus(options: BuildOptions, report: Report | None = None) -> BuildSu
         for spec in options.sources
     ]
     report = report or (lambda _: None)
-    folder = BuildFolder(options.out)
+    plan = plan_of(options, inputs)
     try:
-        folder.open(plan_of(options, inputs))
-        facts = _tokenizer(options, inputs, folder, report)
-        if folder.num_parts is None:
-            folder.mark_complete(_write_missing_parts(options, inputs, folder, report))
-        manifest = _merge(options, inputs, folder, facts, report)
-        folder.commit(options.out)
+        with folder:
+            folder.open(plan)
+            facts = _tokenizer(options, inputs, folder, report)
+            if folder.num_parts is None:
+                folder.mark_complete(_write_missing_parts(options, inputs, folder, report))
+            manifest = _merge(options, inputs, folder, facts, report)
+            folder.commit(manifest)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
             error.filename = str(folder.path)  # a write itself does not say where
         raise
+    return _summary(options.out, manifest)
+
+
+def _summary(folder: Path, manifest: dict[str, Any]) -> BuildSummary:
     train, held_out = manifest["splits"]["train"], manifest["splits"]["held_out"]
     return BuildSummary(
-        folder=options.out,
+        folder=folder,
         fingerprint=manifest["fingerprint"],
-        vocab_size=facts.vocab_size,
+        vocab_size=manifest["vocab_size"],
         documents=train["documents"],
         sentences=train["sentences"],
         tokens=train["tokens"],

@@ -6,21 +6,26 @@ CORPUS.building/ holds
   parts/           part_000123.safetensors; complete.json once there are all
   quarantine.jsonl
   corpus/          the corpus, which one rename makes appear
+  committing.json  just before that
 """
 
+import fcntl
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from electra_dist.data import near_duplicates, parts, records, store
 from electra_dist.data.build_options import BuildOptions
 from electra_dist.data.parts import SourceInput
 from electra_dist.data.tokenize import tokenizer_file, tokenizer_sha256
+from electra_dist.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +34,10 @@ PARTS_VERSION = 1
 
 
 class BuildFolder:
-    """CORPUS.building: what is in it already, and where things go."""
+    """CORPUS.building: what is in it already, and where things go. A context: one build at a time.
+
+    Raises UserError on entering while another build of this machine is at work there.
+    """
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(out.name + ".building")
@@ -37,8 +45,33 @@ class BuildFolder:
         self.tokenizer = self.path / "tokenizer.json"
         self.quarantine = self.path / "quarantine.jsonl"
         self.corpus = self.path / "corpus"
+        self._out = out
         self._plan = self.path / "plan.json"
         self._complete = self.parts / "complete.json"
+        self._committing = self.path / "committing.json"
+        self._descriptor = -1
+
+    def __enter__(self) -> "BuildFolder":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise UserError(
+                f"{self.path} is in use by another build: wait for it, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            log.debug("%s cannot be locked", self.path, exc_info=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
 
     def open(self, plan: dict[str, Any]) -> None:
         """Keeps the parts of an equal plan; else starts anew, and says so where there were some."""
@@ -54,8 +87,12 @@ class BuildFolder:
                 self.path,
                 " and ".join(changed) or "the program",
             )
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.parts.mkdir(parents=True)
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        self.parts.mkdir()
         store.write_json(self._plan, plan)
 
     def has_part(self, number: int) -> bool:
@@ -78,10 +115,22 @@ class BuildFolder:
         self.corpus.mkdir()
         return self.corpus
 
-    def commit(self, out: Path) -> None:
+    def commit(self, manifest: dict[str, Any]) -> None:
         """Makes the corpus appear and removes what it was made from."""
-        store.commit_folder(self.corpus, out)
+        store.write_json(self._committing, {"fingerprint": manifest["fingerprint"]})
+        store.commit_folder(self.corpus, self._out)
         shutil.rmtree(self.path)
+
+    def finish_commit(self) -> dict[str, Any] | None:
+        """The manifest of a corpus that appeared just before its build was killed, else None."""
+        committing = _read_json(self._committing)
+        manifest = _read_json(self._out / "manifest.json")
+        if not committing or not manifest or self.corpus.exists():
+            return None
+        if manifest.get("fingerprint") != committing["fingerprint"]:
+            return None
+        shutil.rmtree(self.path)
+        return dict(manifest)
 
 
 def plan_of(options: BuildOptions, inputs: Sequence[SourceInput]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from electra_dist.data import hub_datasets, input_files, line_files, tables
+from electra_dist.data.documents import note_continued
 from electra_dist.data.input_files import InputFile
 from electra_dist.data.records import BadRecord, Document, ParsedPiece, Piece, SourceOptions
 from electra_dist.errors import UserError
@@ -81,7 +82,10 @@ def pieces(kind: str, file: InputFile, file_index: int, options: SourceOptions) 
 
 def parse(kind: str, piece: Piece, options: SourceOptions) -> ParsedPiece:
     """What a piece holds, `piece.error` included."""
-    parsed = source_named(kind).parse(piece, options) if piece.payload else ParsedPiece()
+    parsed = ParsedPiece()
+    if piece.payload:
+        parsed = source_named(kind).parse(piece, options)
+        note_continued(parsed, piece)
     if piece.error is not None:
         parsed.bad_records.append(piece.error)
         parsed.num_records += 1

@@ -38,6 +38,10 @@ class Signs:
     """Some rank has received a signal."""
     stop_asked: bool
     """The file RUN/STOP is there."""
+    writer_busy: bool
+    """Some rank's writer has no room for another save."""
+    save_overdue: bool
+    """An earlier boundary's decision: a save was due and is still to be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +50,21 @@ class Decision:
 
     evaluate: bool
     save: bool
+    save_overdue: bool
+    """A save is due and must wait for a boundary at which every rank has room for it."""
     stop: ExitReason | None
 
 
 def decide(config: RunConfig, signs: Signs) -> Decision:
     """The same answer on every rank: save when due and before leaving, never after a broken step.
 
-    A loss or gradient that is not a number ends the attempt without a save: no engine applied it,
-    and what is on disk is good.
+    A due save is postponed while some rank's writer has no room, never dropped; a stop waits for
+    room instead. A loss or gradient that is not a number ends the attempt without a save: no engine
+    applied it, and what is on disk is good.
     """
     finished = signs.step >= config.schedule.last_step
     if not (math.isfinite(signs.loss) and math.isfinite(signs.grad_norm)):
-        return Decision(evaluate=False, save=False, stop=ExitReason.FAILED)
+        return Decision(evaluate=False, save=False, save_overdue=False, stop=ExitReason.FAILED)
     stop = None
     if finished:
         stop = ExitReason.FINISHED
@@ -65,8 +72,10 @@ def decide(config: RunConfig, signs: Signs) -> Decision:
         stop = ExitReason.STOPPED
     elif signs.stop_asked:
         stop = ExitReason.ASKED
+    is_due = signs.save_overdue or signs.step % config.checkpoint.every_steps == 0
     return Decision(
         evaluate=finished or signs.step % config.metrics.eval_every == 0,
-        save=stop is not None or signs.step % config.checkpoint.every_steps == 0,
+        save=stop is not None or (is_due and not signs.writer_busy),
+        save_overdue=stop is None and is_due and signs.writer_busy,
         stop=stop,
     )

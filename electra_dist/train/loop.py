@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -11,14 +12,25 @@ from electra_dist.resilience.guard import ExitReason, Signs, decide
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
 
+log = logging.getLogger(__name__)
+
 
 def train(run: Run) -> ExitReason:
-    """Run to the last step, or until a signal, a STOP file or a broken step ends it. Collective."""
+    """Run to the last step, or until a signal, a STOP file or a broken step ends it. Collective.
+
+    When it returns, every save that was begun is on disk, or has failed with an event.
+
+    Raises:
+        Superseded: on every rank: a later attempt owns the run folder.
+    """
+    save_overdue = False
     while True:
         if run.state.step >= run.config.schedule.last_step:
             return ExitReason.FINISHED
         started = time.monotonic()
-        micro_batches = run.stream.micro_batches(run.state.step, run.state.position)
+        micro_batches = run.stream.micro_batches(
+            run.state.step, run.state.position, run.state.skipped
+        )
         fetched = time.monotonic()
         rate = learning_rate(run)
         result = agree(run, run.engine.step(micro_batches, rate))
@@ -26,12 +38,17 @@ def train(run: Run) -> ExitReason:
         run.ledger_step(result.checksum)
         run.state = run.state.advanced(run.config.batch.global_batch_size)
 
-        decision = decide(run.config, result.signs(run.state.step))
+        decision = decide(run.config, result.signs(run.state.step, save_overdue))
         evaluation = evaluate(run) if decision.evaluate else None
         run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
-        saved = run.save() if decision.save else True
+        report_saving(run, result, decision.save_overdue and not save_overdue)
+        save_overdue = decision.save_overdue
+        if decision.save:
+            if result.writer_busy:  # only a stop saves then
+                run.store.wait()
+            run.save()
         if decision.stop:
-            return decision.stop if saved else ExitReason.FAILED
+            return decision.stop if run.store.wait() else ExitReason.FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +66,12 @@ class StepResult:
     """Sum of the micro-batches' checksums modulo 2**64."""
     stop_signalled: bool
     stop_asked: bool
+    writer_busy: bool
+    """Some rank has no room for another save."""
+    num_failed_saves: int
+    """Found by the ranks' writers since the last step, added up over ranks."""
 
-    def signs(self, step: int) -> Signs:
+    def signs(self, step: int, save_overdue: bool) -> Signs:
         """What the guard decides on."""
         return Signs(
             step=step,
@@ -58,6 +79,8 @@ class StepResult:
             grad_norm=self.grad_norm,
             stop_signalled=self.stop_signalled,
             stop_asked=self.stop_asked,
+            writer_busy=self.writer_busy,
+            save_overdue=save_overdue,
         )
 
     def metrics(self, run: Run, rate: float) -> dict[str, float]:
@@ -99,11 +122,27 @@ def learning_rate(run: Run) -> float:
     return run.config.optim.learning_rate * factor
 
 
+def report_saving(run: Run, result: StepResult, is_postponed: bool) -> None:
+    """Say on every rank what the writers have found; rank 0's own has written the event."""
+    if result.num_failed_saves:
+        log.error("a checkpoint could not be saved (events.jsonl); the run goes on without it")
+    if is_postponed and run.world.is_leader:
+        log.warning(
+            "step %d: the save waits, two are still being written; a larger "
+            "checkpoint.every_steps (now %d) fits this disk",
+            run.state.step,
+            run.config.checkpoint.every_steps,
+        )
+
+
 def agree(run: Run, local: LocalResult) -> StepResult:
-    """The one small all-reduce of a step: means, checksum and stop flags, equal on every rank.
+    """The one small all-reduce of a step: means, checksum and flags, equal on every rank.
 
     A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21
     ranks.
+
+    Raises:
+        Superseded: some rank's writer has found a later attempt; every rank raises it.
     """
     names = sorted(local.sums)
     reduced = run.control.all_reduce_sum(
@@ -113,10 +152,13 @@ def agree(run: Run, local: LocalResult) -> StepResult:
             float(local.checksum & 0xFFFFFFFF),
             float(run.stop_signals.received is not None),
             float(run.stop_file_exists()),
+            *run.store.signs(),
         ],
         name=f"step {run.state.step + 1}",
     )
-    *totals, high, low, signalled, asked = reduced
+    *totals, high, low, signalled, asked, busy, failed, superseded = reduced
+    if superseded:
+        raise run.store.superseded()
     sums = dict(zip(names, totals, strict=True))
     tokens = sums.pop("tokens")
     means = {name: total / run.config.batch.num_micro_batches for name, total in sums.items()}
@@ -127,4 +169,6 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         checksum=((int(high) << 32) + int(low)) % 2**64,
         stop_signalled=signalled > 0,
         stop_asked=asked > 0,
+        writer_busy=busy > 0,
+        num_failed_saves=int(failed),
     )

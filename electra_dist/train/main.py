@@ -23,6 +23,9 @@ from electra_dist.train.loop import train
 
 log = logging.getLogger(__name__)
 
+SETTLE_SECONDS = 10.0
+"""How long a rank that leaves after an error lets its writer end a save that is in flight."""
+
 
 def pretrain(config: RunConfig, run_folder: Path) -> int:
     """Start the run, or resume it if the folder holds a checkpoint; returns the exit code.
@@ -44,12 +47,12 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
             raise  # no rank has met another: nobody waits for this one
         if world.is_leader:
             print(f"electra-dist: {error}", file=sys.stderr)
-        else:
+        elif joined is not None:
             log.error("%s", error)  # what only this rank may have seen stands in its log
         _leave(joined, run, "failed", 2)
     except Superseded as error:
         log.error("%s", error)
-        if run is not None:
+        if run is not None and world.is_leader:
             run.events.append("superseded", step=run.state.step)
         _leave(joined, run, "superseded", 1)
     except Exception as error:
@@ -58,6 +61,8 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         log.debug("%s", traceback.format_exc())
         if joined is None and not isinstance(error, CollectiveError):
             traceback.print_exc()
+        if run is not None:
+            run.store.settle(SETTLE_SECONDS)
         _leave(joined, run, "failed", 1)
     return reason.exit_code
 

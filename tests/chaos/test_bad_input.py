@@ -20,6 +20,7 @@ import xxhash
 
 from electra_dist.cli import main
 from electra_dist.config import files
+from electra_dist.launch.local import free_port
 from tests.made_up import text
 
 pytestmark = pytest.mark.chaos
@@ -235,6 +236,29 @@ def test_more_ranks_than_micro_batches(place: Place, tmp_path: Path) -> None:
     done = electra_dist("pretrain", place.config, "--out", tmp_path / "run", "--nproc", "3")
     assert done.returncode == 2
     assert "3 ranks cannot share 2 micro-batches" in the_sentence(done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_that_one_rank_alone_finds(place: Place, tmp_path: Path) -> None:
+    """Its node does not mount the corpus, say: all end at once, and one sentence names the rank."""
+    environ = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "electra_dist", "pretrain", str(place.config)]
+    command += ["--out", str(tmp_path / "run"), "--data.corpus"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(corpus)],
+            env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, corpus in enumerate((place.corpus, tmp_path / "not_mounted"))
+    ]
+    # Well within the config's deadline of 60 s, after which the other rank would give up by itself.
+    said = [rank.communicate(timeout=50.0)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert f"rank 1: {tmp_path}/not_mounted is no corpus" in the_sentence(said[0])
+    assert said[1] == ""
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -15,6 +17,7 @@ import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.reshard import differences
+from electra_dist.train.audit import audit
 from tests import made_up
 
 pytestmark = pytest.mark.chaos
@@ -31,7 +34,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(made_up.corpus(tmp_path_factory.mktemp("corpus"), length=32))
 
 
-def start(corpus: str, run: Path, stage: str, ranks: int) -> subprocess.Popen[bytes]:
+def start(
+    corpus: str, run: Path, stage: str, ranks: int, more: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
     """`electra-dist pretrain --nproc`: 40 steps of a small model, saved every 8."""
     engine = (
         ["--engine.kind", "reference"] if stage == "reference" else ["--engine.zero_stage", stage]
@@ -44,7 +49,7 @@ def start(corpus: str, run: Path, stage: str, ranks: int) -> subprocess.Popen[by
     command += ["--batch.micro_batch_size", "2", "--engine.threads_per_rank", "1"]
     command += ["--checkpoint.every_steps", "8", "--metrics.log_every", "1"]
     command += ["--metrics.eval_every", "20", "--metrics.no-tensorboard"]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
 
 
@@ -78,10 +83,12 @@ def test_a_killed_run_ends_like_the_calm_one(
         or json.loads((broken / "attempts" / "0001" / "exit.json").read_text())["reason"]
         == "failed"
     )
-    assert list_checkpoints(broken)[-1].step in (16, 24, 32)
+    # The save of step 16 may still have been in flight; the run had 12 steps more to go at most.
+    assert list_checkpoints(broken)[-1].step in (8, 16, 24, 32)
 
     assert start(corpus, broken, stage, ranks).wait(timeout=120) == 0
     newest = [list_checkpoints(run)[-1].folder for run in (calm, broken)]
     assert differences(*newest) == []
     assert lines(broken) == lines(calm)
     assert [line["step"] for line in lines(broken)] == list(range(1, 41))
+    assert audit(broken, []).problems == []

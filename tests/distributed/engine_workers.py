@@ -158,7 +158,9 @@ def train_and_save(
     """Each engine in turn: restore the newest checkpoint of `run`, train, save as the next step."""
     attempt = Attempt.join(Path(run), 1)
     attempt.folder.mkdir(parents=True, exist_ok=True)
-    store = CheckpointStore(attempt, groups.control, keep_last=99, commit_timeout_seconds=60)
+    store = CheckpointStore(
+        attempt, groups.control, keep_last=99, commit_timeout_seconds=60, asynchronous=False
+    )
     for variant in engines:
         config = tiny_config(**variant)
         kind = ReferenceEngine if config.engine.kind == "reference" else DeepSpeedEngine
@@ -168,5 +170,6 @@ def train_and_save(
         for step in range(num_steps):
             mine = micro_batches(config, step, groups.world.rank, groups.world.world_size)
             engine.step(mine, 1e-3)
-        assert store.save(engine, saved + 1, {"step": saved + 1})
+        store.save(engine, saved + 1, {"step": saved + 1})
+        assert store.wait()
         engine.close()

@@ -31,8 +31,10 @@ HELP = {
         *("--field", "--splitter", "--dedup", "--near-threshold", "--license", "--weight"),
         *("--sources", "--vocab-sample-bytes", "--max-document-bytes"),
     ),
-    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--mask-prob"),
+    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
+    "corpus audit": ("RUN", "--steps", "--json"),
+    "trace": ("CONFIG.toml", "--steps", "--world-size", "--ranks-per-node", "--recipe", "--json"),
     "corpus info": ("CORPUS", "--json", "--plot"),
     "vocab": ("train", "report"),
     "vocab train": (
@@ -166,6 +168,10 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
         (["pretrain", "--recipe", "tiny", "--otu", "x", "--out", "y"], "--otu"),
         (["pretrain", "--recipe", "tiny"], "--out"),
+        (["trace", "--recipe", "tiny", "--steps", "3"], "--steps 3 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "4:4"], "--steps 4:4 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "0:4"], "data.corpus is not set"),
+        (["corpus", "audit", "nowhere"], "nowhere is not a run folder"),
         (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "0"], "--nproc 0"),
         (["checkpoint", "export", "onnx", "C", "--out", "x"], "'onnx'"),
         (["finetune", "--model", "m", "--train", "t"], "--dev"),
@@ -230,6 +236,9 @@ def test_of_several_ranks_only_the_first_says_it(
         ),
         ("pretrain --engine.deterministic c.toml", "pretrain c.toml", "--engine.deterministic"),
         ("pretrain --a.b", "pretrain", "--a.b"),
+        # These take every word up to the next option.
+        ("trace --data.blend w 3 b 1 --steps 0:1", "trace --steps 0:1", "--data.blend w 3 b 1"),
+        ("trace c --data.skips 0 3 5 9", "trace c", "--data.skips 0 3 5 9"),
     ],
 )
 def test_overrides_are_told_from_the_other_words(typed: str, plain: str, overrides: str) -> None:
@@ -240,7 +249,11 @@ VALUES = st.sampled_from(["8", "-1", "1e-3", "true", "a.toml", "x=y", "none"])
 PLAIN = st.sampled_from(["c.toml", "--out", "RUN", "--nproc", "2", "--recipe", "tiny"])
 ALL_KNOBS = files.flatten(files.load(None))
 KNOBS = st.sampled_from(
-    [n for n, value in ALL_KNOBS.items() if n != "recipe" and not isinstance(value, bool)]
+    [
+        name
+        for name, value in ALL_KNOBS.items()
+        if name != "recipe" and not isinstance(value, bool | tuple | dict)
+    ]
 )
 
 
@@ -417,6 +430,19 @@ def test_pack_has_a_seed_of_its_own(
     capsys.readouterr()
     assert main([*words, "--mask-prob", "15"]) == 2
     assert "--mask-prob 15" in one_sentence(capsys)
+
+
+def test_packed_rows_and_their_masks_are_recorded(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus", "--held-out-share", "0.2")
+    words = ["corpus", "pack", str(corpus), "--length", "32", "--mode", "packed"]
+    assert main([*words, "--workers", "1"]) == 0
+    assert "pack_32_packed: " in capsys.readouterr().out
+    assert (corpus / "pack_32_packed" / "frozen_0.15.safetensors").is_file()
+    assert main(["corpus", "info", str(corpus)]) == 0
+    assert "length 32, packed" in capsys.readouterr().out
+    assert main(["corpus", "verify", str(corpus)]) == 0
 
 
 def test_a_vocabulary_is_trained_and_measured(

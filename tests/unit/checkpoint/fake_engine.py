@@ -55,7 +55,13 @@ class DictEngine:
 
 
 def a_store(
-    attempt: Attempt, keep_last: int = 3, rank: int = 0, ranks: int = 1, deadline: float = 5.0
+    attempt: Attempt,
+    keep_last: int = 3,
+    rank: int = 0,
+    ranks: int = 1,
+    deadline: float = 5.0,
+    asynchronous: bool = True,
+    parity: bool = False,
 ) -> CheckpointStore:
     """Without a process group an exchange returns what this rank gave: that is enough here."""
     world = replace(
@@ -66,12 +72,28 @@ def a_store(
         local_world_size=ranks,
     )
     control = Control(group=None, store=None, world=world, timeout_seconds=1.0)
-    return CheckpointStore(attempt, control, keep_last=keep_last, commit_timeout_seconds=deadline)
+    return CheckpointStore(
+        attempt,
+        control,
+        keep_last=keep_last,
+        commit_timeout_seconds=deadline,
+        asynchronous=asynchronous,
+        parity=parity,
+    )
+
+
+def saved(store: CheckpointStore, engine: DictEngine, step: int, state: dict[str, Any]) -> bool:
+    """Save, wait for it, and end the store's thread."""
+    store.save(engine, step, state)
+    try:
+        return store.wait()
+    finally:
+        store.close()
 
 
 def save(store: CheckpointStore, step: int, seed: int | None = None) -> bool:
     """Save an engine whose tensors follow from `seed` (the step, where it is left out)."""
-    return store.save(DictEngine(step if seed is None else seed), step, {"step": step})
+    return saved(store, DictEngine(step if seed is None else seed), step, {"step": step})
 
 
 def restored(store: CheckpointStore) -> tuple[DictEngine, dict[str, Any] | None]:

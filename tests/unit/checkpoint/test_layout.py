@@ -14,7 +14,7 @@ from electra_dist.errors import UserError
 
 STATE = json.dumps({"step": 12, "position": 384}).encode()
 MANIFEST = Manifest(
-    format_version=1,
+    format_version=layout.FORMAT_VERSION,
     step=12,
     parameters={"tower.weight": [3, 4], "tower.bias": [4]},
     shards=[ShardRecord(file="shard_00000.safetensors", bytes=300, block_hashes=["00ff"])],
@@ -88,12 +88,8 @@ def test_any_changed_byte_of_the_manifest_is_noticed(tmp_path: Path) -> None:
             changed = bytearray(text)
             changed[place] ^= 1 << bit
             path.write_bytes(changed)
-            try:
-                found = layout.read_manifest(folder)
-            except CorruptCheckpoint:
-                continue
-            # Another kind of blank between two values says the same.
-            assert found == MANIFEST, f"byte {place}, bit {bit}"
+            with pytest.raises(CorruptCheckpoint):
+                layout.read_manifest(folder)
     path.write_bytes(text[:-20])
     with pytest.raises(CorruptCheckpoint, match=r"manifest.json cannot be read"):
         layout.read_manifest(folder)
@@ -111,7 +107,7 @@ def test_what_is_no_manifest_is_corrupt(tmp_path: Path, text: str) -> None:
 
 def test_a_newer_format_is_not_called_corrupt(tmp_path: Path) -> None:
     newer = replace(MANIFEST, format_version=layout.FORMAT_VERSION + 1)
-    with pytest.raises(UserError, match=r"format version 2, .* reads up to 1; install a newer one"):
+    with pytest.raises(UserError, match=r"format version 3, .* reads up to 2; install a newer one"):
         layout.read_manifest(commit(tmp_path / "step_00000012", newer))
 
 

@@ -47,7 +47,7 @@ def write_checkpoint(
         records.append(write_shard(folder / layout.shard_name(rank), pieces))
     (folder / "state.json").write_bytes(b"{}")
     manifest = Manifest(
-        format_version=1,
+        format_version=layout.FORMAT_VERSION,
         step=step,
         parameters={name: list(shape) for name, shape in shapes.items()},
         shards=records,
@@ -167,9 +167,15 @@ def test_damage_in_any_shard_is_found_by_whoever_reads_it(tmp_path: Path, rank: 
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    # Small shards are one block each, and a header lies in it: opening is enough.
-    with pytest.raises(CorruptCheckpoint, match=layout.shard_name(rank)):
-        CheckpointReader(folder)
+    size = math.prod(SHAPES["tower.weight"])
+    for reading in range(3):
+        low, high = round(reading * size / 3), round((reading + 1) * size / 3)
+        with CheckpointReader(folder) as reader:
+            if reading == rank:
+                with pytest.raises(CorruptCheckpoint, match=layout.shard_name(rank)):
+                    reader.read_range("tower.weight", "master", low, high)
+            else:
+                reader.read_range("tower.weight", "master", low, high)
     path.unlink()
     with pytest.raises(CorruptCheckpoint, match=layout.shard_name(rank)):
         differences(folder, folder)
@@ -179,14 +185,21 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_reader_closes_its_files(tmp_path: Path) -> None:
+def test_a_reader_opens_the_shards_that_it_needs_and_closes_them(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "c", a_state(), even(3))
     before = open_files()
-    with CheckpointReader(folder):
+    with CheckpointReader(folder) as reader:
+        assert open_files() == before
+        reader.read_range("tower.weight", "master", 0, 20)
+        assert open_files() == before + 2
+        reader.verify()
         assert open_files() == before + 3
+    assert open_files() == before
     (folder / layout.shard_name(2)).unlink()
-    with pytest.raises(CorruptCheckpoint):
-        CheckpointReader(folder)
+    with CheckpointReader(folder) as reader:
+        reader.read_range("tower.weight", "master", 0, 20)  # the lost one is not asked for
+        with pytest.raises(CorruptCheckpoint, match=r"shard_00002.* cannot be read"):
+            reader.verify()
     assert open_files() == before
 
 

@@ -1,4 +1,5 @@
 import json
+import mmap
 from contextlib import closing
 from pathlib import Path
 from unittest import mock
@@ -114,12 +115,13 @@ def test_every_single_flipped_bit_is_found_before_a_value_is_handed_out(tmp_path
     record = write_shard(path, pieces)
     data = path.read_bytes()
     read_all(tmp_path, record, pieces)
-    for bit in range(8 * len(data)):
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
-        with pytest.raises(CorruptCheckpoint, match=r"block 0 .* is damaged"):
-            read_all(tmp_path, record, pieces)
+    with path.open("r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as bytes_on_disk:
+        for bit in range(8 * len(data)):
+            bytes_on_disk[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(CorruptCheckpoint, match=r"block 0 .* is damaged"):
+                read_all(tmp_path, record, pieces)
+            bytes_on_disk[bit // 8] ^= 1 << bit % 8
+    read_all(tmp_path, record, pieces)
 
 
 def test_damage_is_found_in_its_block_and_other_blocks_stay_readable(
@@ -160,7 +162,7 @@ def test_a_shard_of_another_size_is_not_opened(tmp_path: Path, change: int) -> N
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     record = write_shard(tmp_path / "a.safetensors", PIECES)
     (tmp_path / "a.safetensors").unlink()
-    with pytest.raises(CorruptCheckpoint, match=r"a\.safetensors cannot be opened"):
+    with pytest.raises(CorruptCheckpoint, match=r"a\.safetensors cannot be read"):
         ShardReader(tmp_path, record)
 
 

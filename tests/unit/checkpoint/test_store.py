@@ -18,6 +18,7 @@ from tests.unit.checkpoint.fake_engine import (
     names,
     restored,
     save,
+    saved,
 )
 
 
@@ -27,7 +28,7 @@ def test_what_was_saved_comes_back_bit_for_bit(run: Path, store: CheckpointStore
     engine = DictEngine(seed=7)
     engine.tensors["tower.bias", "master"][:3] = torch.tensor([float("nan"), -0.0, float("inf")])
     state = {"step": 40, "position": 1280, "loss_scale": None}
-    assert store.save(engine, 40, state)
+    assert saved(store, engine, 40, state)
     assert store.newest_name() == "step_00000040"
     assert names(run) == ["step_00000040"]
     files = {path.name for path in (run / "checkpoints/step_00000040").iterdir()}
@@ -45,9 +46,9 @@ def test_what_was_saved_comes_back_bit_for_bit(run: Path, store: CheckpointStore
 def test_the_parts_of_two_ranks_make_one_checkpoint(run: Path) -> None:
     attempt = Attempt.claim(run)
     # Rank 1 is done before rank 0 looks; both lie in one folder that rank 0 commits.
-    assert a_store(attempt, rank=1, ranks=2).save(DictEngine(3, rank=1, ranks=2), 9, {})
+    assert saved(a_store(attempt, rank=1, ranks=2), DictEngine(3, rank=1, ranks=2), 9, {})
     assert names(run) == ["step_00000009.tmp-1"]
-    assert a_store(attempt, rank=0, ranks=2).save(DictEngine(3, rank=0, ranks=2), 9, {})
+    assert saved(a_store(attempt, rank=0, ranks=2), DictEngine(3, rank=0, ranks=2), 9, {})
     assert names(run) == ["step_00000009"]
     with CheckpointReader(run / "checkpoints/step_00000009") as reader:
         assert len(reader.manifest.shards) == 2
@@ -59,7 +60,7 @@ def test_parts_that_do_not_cover_the_model_are_not_committed(
     run: Path, store: CheckpointStore
 ) -> None:
     # One rank alone, whose engine owns only the first half of everything.
-    assert not store.save(DictEngine(3, rank=0, ranks=2), 9, {})
+    assert not saved(store, DictEngine(3, rank=0, ranks=2), 9, {})
     assert names(run) == []
     (event,) = read_json_lines(run / "events.jsonl")
     assert "do not cover the model: tower.weight/master: 21 of 42" in event["cause"]
@@ -128,6 +129,6 @@ def test_leftovers_are_removed_by_rank_0_only(run: Path) -> None:
 
 
 def test_the_state_is_readable_json_and_checked(run: Path, store: CheckpointStore) -> None:
-    store.save(DictEngine(1), 10, {"step": 10, "config_fingerprint": "abc"})
+    saved(store, DictEngine(1), 10, {"step": 10, "config_fingerprint": "abc"})
     text = (run / "checkpoints/step_00000010/state.json").read_text()
     assert json.loads(text) == {"step": 10, "config_fingerprint": "abc"}

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import pytest
 
+from electra_dist.checkpoint import layout
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.errors import Superseded, UserError
@@ -19,6 +20,7 @@ from tests.unit.checkpoint.fake_engine import (
     names,
     restored,
     save,
+    saved,
 )
 
 
@@ -32,7 +34,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rank_that_never_finishes_fails_the_save_and_is_named(run: Path) -> None:
     attempt = Attempt.claim(run)
     store = a_store(attempt, ranks=2, deadline=0.05)
-    assert not store.save(DictEngine(3, rank=0, ranks=2), 9, {})
+    assert not saved(store, DictEngine(3, rank=0, ranks=2), 9, {})
     assert names(run) == []
     (event,) = read_json_lines(run / "events.jsonl")
     assert event["event"] == "save_failed"
@@ -45,56 +47,12 @@ def test_a_rank_whose_disk_is_full_fails_the_save_for_all(
     attempt = Attempt.claim(run)
     with monkeypatch.context() as patched:
         fill_the_disk(patched)
-        a_store(attempt, rank=1, ranks=2).save(DictEngine(3, rank=1, ranks=2), 9, {})
+        saved(a_store(attempt, rank=1, ranks=2), DictEngine(3, rank=1, ranks=2), 9, {})
     # Rank 0 does not wait for its deadline: the other one has said so.
-    assert not a_store(attempt, ranks=2, deadline=1e9).save(DictEngine(3, ranks=2), 9, {})
+    assert not saved(a_store(attempt, ranks=2, deadline=1e9), DictEngine(3, ranks=2), 9, {})
     (event,) = read_json_lines(run / "events.jsonl")
     assert "shard_00001.safetensors: " in event["cause"]
     assert "No space left on device" in event["cause"]
-
-
-class Crash(BaseException):
-    """The process dies here: nothing catches this."""
-
-
-def crash_at_fsync(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    real, left = os.fsync, [number]
-
-    def fsync(descriptor: int) -> None:
-        if left[0] == 0:
-            raise Crash
-        left[0] -= 1
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-@pytest.mark.parametrize("number", range(9))
-def test_a_crash_at_any_point_leaves_the_previous_checkpoint_or_the_new_one(
-    run: Path, store: CheckpointStore, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(store, 10)
-    is_saved = False
-    with monkeypatch.context() as patched:
-        crash_at_fsync(patched, number)
-        try:
-            is_saved = save(store, 20)
-        except Crash:
-            assert number < 8
-    later = a_store(Attempt.claim(run))
-    # Before anything is removed, only what is complete counts.
-    assert later.newest_name() in ("step_00000010", "step_00000020")
-    assert later.newest_name() == "step_00000020" or not is_saved
-    later.remove_leftovers()
-    assert all("tmp" not in name for name in names(run))
-    engine, state = restored(later)
-    assert state in ({"step": 10}, {"step": 20})
-    assert engine.equals(state["step"])
-    # Up to the rename (the 8th fsync is of the folder it is in) it is the old one.
-    assert state["step"] == (20 if number >= 7 else 10)
-    assert save(later, 20)
-    assert restored(later)[1] == {"step": 20}
-    assert names(run)[:2] == ["step_00000010", "step_00000020"]
 
 
 @pytest.mark.parametrize("part", ["shard", "shard cut", "shard gone", "state", "manifest"])
@@ -147,6 +105,38 @@ def test_where_all_are_damaged_nothing_is_renamed_and_the_user_is_asked(
     assert len(events(run)) == num_events
 
 
+def fail_reads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """The next so many reads of a file fail as those of a stale NFS handle do."""
+    real, left = os.pread, [times]
+    monkeypatch.setattr(layout, "RETRY_PAUSES_SECONDS", (0.0, 0.0))
+
+    def pread(*arguments: int) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    return left
+
+
+def test_a_read_error_that_passes_condemns_no_checkpoint(
+    run: Path, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        save(store, step)
+    left = fail_reads(monkeypatch, 2)
+    assert restored(store)[1] == {"step": 20}
+    assert left == [0]
+    assert names(run) == ["step_00000010", "step_00000020"]
+    # One that stays is a bad checkpoint after three tries.
+    left = fail_reads(monkeypatch, 3)
+    assert restored(store)[1] == {"step": 10}
+    assert names(run) == ["step_00000010", "step_00000020.bad"]
+    cause = read_json_lines(run / "events.jsonl")[-1]["cause"]
+    assert "cannot be read (Stale file handle, 3 times)" in cause
+
+
 def test_a_full_disk_keeps_the_run_and_the_older_checkpoints_alive(
     run: Path,
     store: CheckpointStore,
@@ -175,7 +165,7 @@ def test_a_failed_write_is_an_event(
 
     for part in ("write_shard", "write_bytes_atomic", "write_json_atomic"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"electra_dist.checkpoint.store.{part}", refuse)
+            patched.setattr(f"electra_dist.checkpoint.commit.{part}", refuse)
             assert not save(store, 20)
         event = read_json_lines(run / "events.jsonl")[-1]
         assert (event["event"], event["step"]) == ("save_failed", 20)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from electra_dist.data import merge, parts, sources
 from electra_dist.data.build import build_corpus
 from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.parts import Encoder, PartTask, SourceInput, part_tasks
+from electra_dist.data.plan import BuildFolder
 from electra_dist.data.records import SourceOptions
+from electra_dist.errors import UserError
 from tests.made_up import SYLLABLES, text
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -127,6 +130,28 @@ def test_a_merge_that_was_broken_off_is_made_again_without_reading_the_input(
     monkeypatch.setattr(sources, "pieces", unread)
     build(source, out)
     assert files_of(out) == calm
+
+
+def test_a_kill_after_the_corpus_appeared_leaves_nothing_to_do(
+    source: Path, tmp_path: Path, calm: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "corpus"
+    with monkeypatch.context() as patch:
+        broken(patch, shutil, "rmtree", after=1)  # the first call empties the corpus's place
+        with pytest.raises(Killed):
+            build(source, out)
+    assert out.with_name("corpus.building").exists()
+    build(source, out)
+    assert files_of(out) == calm
+    assert not out.with_name("corpus.building").exists()
+    with pytest.raises(UserError, match="exists already"):
+        build(source, out)
+
+
+def test_two_builds_at_once_are_refused(source: Path, tmp_path: Path) -> None:
+    with BuildFolder(tmp_path / "corpus"), pytest.raises(UserError, match="another build"):
+        build(source, tmp_path / "corpus")
+    build(source, tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(

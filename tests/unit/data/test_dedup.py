@@ -27,7 +27,7 @@ def hashed(numbers: list[int], width: int) -> Array:
     return table[numbers] if numbers else np.zeros((0, width), np.uint64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(0, 199), max_size=80),
     st.integers(1, 3),

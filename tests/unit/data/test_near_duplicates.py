@@ -59,7 +59,7 @@ def test_signatures_estimate_the_similarity_of_the_documents() -> None:
         assert abs((one == two).mean() - jaccard(document, other)) < 0.15
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=10))
 def test_a_signature_depends_on_its_document_alone(documents: list[list[int]]) -> None:
     together = signatures(encoded(documents))

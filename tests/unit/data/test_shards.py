@@ -29,7 +29,7 @@ def encoded(documents: list[tuple[list[int], bool]], first_token: int) -> Encode
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(DOCUMENTS, st.integers(1, 60), st.integers(1, 10))
 def test_shards_are_filled_in_order_whatever_the_chunks(

@@ -23,7 +23,15 @@ CONFIG = replace(
 
 
 def signs(step: int = 3, **changes: float) -> Signs:
-    plain = Signs(step=step, loss=1.0, grad_norm=1.0, stop_signalled=False, stop_asked=False)
+    plain = Signs(
+        step=step,
+        loss=1.0,
+        grad_norm=1.0,
+        stop_signalled=False,
+        stop_asked=False,
+        writer_busy=False,
+        save_overdue=False,
+    )
     return replace(plain, **changes)
 
 
@@ -35,6 +43,8 @@ SIGNS = st.builds(
     grad_norm=NUMBERS,
     stop_signalled=st.booleans(),
     stop_asked=st.booleans(),
+    writer_busy=st.booleans(),
+    save_overdue=st.booleans(),
 )
 CONFIGS = st.builds(
     lambda every, evaluate, stop: replace(
@@ -58,10 +68,16 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
     decision = decide(config, found)
     is_broken = not (math.isfinite(found.loss) and math.isfinite(found.grad_norm))
     if is_broken:
-        assert decision == Decision(evaluate=False, save=False, stop=ExitReason.FAILED)
+        assert decision == Decision(
+            evaluate=False, save=False, save_overdue=False, stop=ExitReason.FAILED
+        )
         return
     assert decision.save or decision.stop is None
-    assert decision.save or found.step % config.checkpoint.every_steps
+    # What is due is saved, or stays due: never dropped, and never given to a writer without room.
+    is_due = found.save_overdue or found.step % config.checkpoint.every_steps == 0
+    assert (decision.save or decision.save_overdue) == (is_due or decision.stop is not None)
+    assert not (decision.save and decision.save_overdue)
+    assert decision.stop is not None or not (decision.save and found.writer_busy)
     assert decision.stop is not ExitReason.FAILED
     # Finished is finished, whoever asked for a stop in the same step.
     is_finished = found.step >= config.schedule.last_step
@@ -91,13 +107,30 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
     ],
 )
 def test_the_table(found: Signs, evaluate: bool, save: bool, stop: ExitReason | None) -> None:
-    assert decide(CONFIG, found) == Decision(evaluate=evaluate, save=save, stop=stop)
+    assert decide(CONFIG, found) == Decision(
+        evaluate=evaluate, save=save, save_overdue=False, stop=stop
+    )
+
+
+def test_a_save_that_finds_no_room_is_made_at_the_first_step_that_has_it() -> None:
+    is_busy_at = {10, 11, 12, 20, 21}
+    saved, overdue = [], False
+    for step in range(1, 25):
+        decision = decide(CONFIG, signs(step, writer_busy=step in is_busy_at, save_overdue=overdue))
+        overdue = decision.save_overdue
+        saved += [step] if decision.save else []
+    assert saved == [13, 22]
+    # A stop does not go without its save: the loop waits for room.
+    stopped = decide(CONFIG, signs(10, writer_busy=True, stop_signalled=True))
+    assert (stopped.save, stopped.save_overdue) == (True, False)
 
 
 def test_stop_step_finishes_early() -> None:
     config = replace(CONFIG, schedule=replace(CONFIG.schedule, stop_step=60))
     assert decide(config, signs(59)).stop is None
-    assert decide(config, signs(60)) == Decision(evaluate=True, save=True, stop=ExitReason.FINISHED)
+    assert decide(config, signs(60)) == Decision(
+        evaluate=True, save=True, save_overdue=False, stop=ExitReason.FINISHED
+    )
 
 
 def test_exit_codes_are_those_that_launchers_know() -> None:

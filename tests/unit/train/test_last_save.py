@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import CheckpointConfig
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.runtime.control import Control
@@ -28,10 +30,11 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
         stop_file_exists=lambda: False,
+        store=SimpleNamespace(signs=lambda: (0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
         record=lambda *_: None,
         frozen=None,
-        save=lambda: disk_takes_it,
+        save=lambda: None,
     )
 
 
@@ -41,3 +44,28 @@ def test_a_run_whose_last_save_failed_does_not_say_that_its_state_is_saved(
 ) -> None:
     assert train(a_run(disk_takes_it=False, received=received)) is ExitReason.FAILED
     assert train(a_run(disk_takes_it=True, received=received)) is ExitReason.FINISHED
+
+
+def test_a_due_save_waits_for_room_and_the_last_one_for_the_commit() -> None:
+    is_busy_at = {2, 3, 8}
+    run = a_run(disk_takes_it=True, received=None)
+    run.config = replace(
+        run.config,
+        schedule=replace(run.config.schedule, stop_step=8),
+        checkpoint=CheckpointConfig(every_steps=2),
+    )
+    done: list[str] = []
+
+    def wait() -> bool:
+        done.append("wait")
+        return True
+
+    run.world = World.from_environment({})
+    run.save = lambda: done.append(f"save {run.state.step}")
+    run.store = SimpleNamespace(
+        signs=lambda: WriterSigns(float(run.state.step + 1 in is_busy_at), 0.0, 0.0), wait=wait
+    )
+    assert train(run) is ExitReason.FINISHED
+    # Step 2 is saved at 4, where 4 itself was due: one save for both. At the end, with no room, the
+    # loop first waits for what is in flight.
+    assert done == ["save 4", "save 6", "wait", "save 8", "wait"]

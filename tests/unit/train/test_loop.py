@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
+from electra_dist.errors import Superseded
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
 from electra_dist.train.loop import agree, learning_rate
@@ -39,6 +40,10 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         control=Exchange(reduce) if reduce else control,
         stop_signals=SimpleNamespace(received=more.get("received")),
         stop_file_exists=lambda: more.get("asked", False),
+        store=SimpleNamespace(
+            signs=lambda: more.get("writer", (0.0, 0.0, 0.0)),
+            superseded=lambda: Superseded("a later attempt"),
+        ),
     )
 
 
@@ -73,8 +78,9 @@ def test_a_step_reports_means_over_its_micro_batches() -> None:
     assert (result.replaced_share, result.tokens, result.grad_norm) == (0.0625, 512.0, 1.5)
     assert not result.stop_signalled
     assert not result.stop_asked
-    signs = result.signs(7)
+    signs = result.signs(7, True)
     assert (signs.step, signs.loss, signs.grad_norm) == (7, 10.0, 1.5)
+    assert (signs.writer_busy, signs.save_overdue) == (False, True)
 
 
 def test_the_sums_of_all_ranks_are_those_of_one_message() -> None:
@@ -112,12 +118,27 @@ def test_one_rank_with_a_signal_stops_all() -> None:
     assert agree(a_run(asked=True), local()).stop_asked
 
     def others_have_it(values: list[float], _: str) -> list[float]:
-        return [*values[:-2], values[-2] + 3.0, values[-1] + 1.0]
+        return [*values[:-5], values[-5] + 3.0, values[-4] + 1.0, *values[-3:]]
 
     result = agree(a_run(0, others_have_it), local())
     assert result.stop_signalled
     assert result.stop_asked
 
 
+def test_what_one_ranks_writer_says_all_ranks_know() -> None:
+    result = agree(a_run(writer=(1.0, 2.0, 0.0)), local())
+    assert result.signs(3, False).writer_busy
+    assert result.num_failed_saves == 2
+    calm = agree(a_run(), local())
+    assert not calm.signs(3, False).writer_busy
+    assert calm.num_failed_saves == 0
+
+    def another_rank_is_superseded(values: list[float], _: str) -> list[float]:
+        return [*values[:-1], values[-1] + 1.0]
+
+    with pytest.raises(Superseded):
+        agree(a_run(0, another_rank_is_superseded), local())
+
+
 def test_a_loss_that_is_no_number_reaches_the_guard() -> None:
-    assert math.isnan(agree(a_run(), local(loss=math.nan)).signs(3).loss)
+    assert math.isnan(agree(a_run(), local(loss=math.nan)).signs(3, False).loss)
