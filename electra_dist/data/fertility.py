@@ -67,8 +67,7 @@ class Fertility:
         codes_C = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         is_space_C, is_written_C = (table[codes_C] for table in _character_tables())
         starts_C = ~is_space_C & np.concatenate([[True], is_space_C[:-1]])
-        # A space belongs to the word that follows, as "Ġ" and "▁" do.
-        word_C = np.cumsum(starts_C) - ~is_space_C
+        word_C = np.cumsum(starts_C) - 1
         num_words = int(starts_C.sum())
 
         spans_T2, ids_T = _spans(sentences, encodings)
@@ -77,11 +76,11 @@ class Fertility:
         written_before = np.concatenate([[0], np.cumsum(is_written_C)])
         is_written_T = written_before[end_T] > written_before[first_T]
         is_unknown_T = ids_T == self._unknown_id
-        word_T = word_C[end_T - 1]
+        word_T = word_C[end_T - 1]  # by its last character: "Ġ" and "▁" begin with a space
         # Whole: but for punctuation, the word is one known token.
-        tokens_W = np.bincount(word_T[is_written_T], minlength=num_words + 1)
-        unknown_W = np.bincount(word_T[is_unknown_T], minlength=num_words + 1)
-        written_W = np.bincount(word_C[is_written_C], minlength=num_words + 1) > 0
+        tokens_W = np.bincount(word_T[is_written_T], minlength=num_words)
+        unknown_W = np.bincount(word_T[is_unknown_T], minlength=num_words)
+        written_W = np.bincount(word_C[is_written_C], minlength=num_words) > 0
 
         self._counts.update(
             words=num_words,

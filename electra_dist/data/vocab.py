@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from electra_dist.data import sources, store
 from electra_dist.data.fertility import Fertility, render_fertility
@@ -203,20 +205,11 @@ def train_wordpiece(
     )
     splitter = pre_tokenizers.BertPreTokenizer()
     words = count_words(sentences, normalizer, splitter)
-    counts = count_characters(words)
-    special = list(SPECIAL_TOKENS.values())
-    alphabet = _alphabet(counts, (vocab_size - len(special)) // 2)
+    alphabet, inside_words = alphabet_of(count_characters(words), vocab_size, normalizer, splitter)
     if not alphabet:
         raise UserError(
             "the input holds no text to train a vocabulary on: give files with documents"
         )
-    # Punctuation and Chinese characters always stand alone, so "##" forms of them would be wasted
-    # entries.
-    inside_words = [
-        c
-        for c in alphabet
-        if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
-    ]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordPieceTrainer(
@@ -224,7 +217,7 @@ def train_wordpiece(
         min_frequency=2,
         # Given as special tokens so that they get their ids first and in this order; the rebuilt
         # tokenizer below knows them as plain entries.
-        special_tokens=special + [f"##{character}" for character in inside_words],
+        special_tokens=[*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside_words)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -233,14 +226,26 @@ def train_wordpiece(
     return wordpiece_tokenizer(tokenizer.get_vocab(), lowercase, strip_accents)
 
 
-def _alphabet(counts: Counter[str], limit: int) -> list[str]:
-    """The commonest characters up to `CHARACTER_COVERAGE` of the text, at most `limit`, sorted."""
+def alphabet_of(
+    counts: Counter[str], vocab_size: int, normalizer: Normalizer, splitter: PreTokenizer
+) -> tuple[list[str], list[str]]:
+    """The characters that get an entry, and those of them that get a "##" entry, too; sorted.
+
+    They are the commonest up to `CHARACTER_COVERAGE` of the text, and leave room for words.
+    """
     by_count = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     wanted = CHARACTER_COVERAGE * sum(counts[c] for c in by_count)
     covered, alphabet = 0, []
-    for character in by_count[:limit]:
+    for character in by_count[: (vocab_size - len(SPECIAL_TOKENS)) // 2]:
         if covered >= wanted:
             break
         alphabet.append(character)
         covered += counts[character]
-    return sorted(alphabet)
+    # Punctuation and Chinese characters always stand alone, so "##" forms of them would be wasted
+    # entries.
+    inside_words = [
+        c
+        for c in alphabet
+        if len(splitter.pre_tokenize_str(normalizer.normalize_str(f"a{c}a"))) == 1
+    ]
+    return sorted(alphabet), sorted(inside_words)

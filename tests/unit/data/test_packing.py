@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from electra_dist.data import packing, store
-from electra_dist.data.info import corpus_info, render_info
+from electra_dist.data.info import corpus_info
+from electra_dist.data.info_text import render_info
 from electra_dist.data.packing import pack
 from electra_dist.data.rows import RowReader
 from electra_dist.data.store import PACKING_MODES, Corpus, Packing
