@@ -6,6 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -174,4 +175,13 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
         elif "embeddings_project" in name or name.endswith("head.out.weight"):
             nn.init.xavier_uniform_(parameter, generator=generator)
         else:
-            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+            truncated_normal_(parameter, std, generator)
+
+
+def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fill with a normal distribution cut at two deviations, by inverting its distribution.
+
+    One pass of uniform numbers; `nn.init.trunc_normal_` of torch 2.13 draws six times as long.
+    """
+    share = math.erf(math.sqrt(2))  # of the normal distribution, within two deviations
+    tensor.uniform_(-share, share, generator=generator).erfinv_().mul_(std * math.sqrt(2))
