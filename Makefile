@@ -40,7 +40,7 @@ format: setup             ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup              ## every script in benchmarks/, or those named: make bench ONLY="loader"
+bench: setup              ## every script in benchmarks/, or those named: make bench ONLY="reading"
 	@set -e; for name in $(or $(ONLY),$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
 		echo "=== $$name ==="; $(BIN)/python benchmarks/$$name.py; done
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from electra_dist import commands
+from electra_dist.cli_build import add_build_words, add_vocab_report_words, add_vocab_train_words
 from electra_dist.errors import UserError
 
 Handler = Callable[[argparse.Namespace, list[str]], int]
 
-WITH_OVERRIDES = (["pretrain"], ["config", "show"])
+WITH_OVERRIDES = (["pretrain"], ["trace"], ["config", "show"], ["corpus", "audit"])
 """Commands that take any knob of the config as `--section.field value`."""
 
 UNUSABLE_PLACE = {
@@ -76,7 +77,7 @@ def _is_leader() -> bool:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take `--section.field value` and `--seed value` out: tyro reads these, argparse the rest."""
-    from electra_dist.config.files import is_flag
+    from electra_dist.config.files import is_flag, takes_many
 
     left = list(words)
     plain: list[str] = []
@@ -87,6 +88,10 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         is_override = name == "--seed" or (name.startswith("--") and "." in name)
         (overrides if is_override else plain).append(word)
         if not is_override or equals or not left or left[0].startswith("--"):
+            continue
+        if takes_many(word):
+            while left and not left[0].startswith("--"):
+                overrides.append(left.pop(0))
             continue
         # A flag takes no value; `true` behind one is for tyro to refuse, and no file to read.
         if not is_flag(word) or left[0].lower() in ("true", "false"):
@@ -117,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parent = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_corpus(parent)
+    _add_vocab(parent)
     _add_pretrain(parent)
     _add_checkpoint(parent)
     _add_finetune(parent)
@@ -142,55 +148,7 @@ def _group(parent: Any, name: str, words: str) -> Any:
 def _add_corpus(parent: Any) -> None:
     corpus = _group(parent, "corpus", "turn text into a token store, pack it, look at it")
     build = _command(corpus, "build", commands.corpus_build)
-    build.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    build.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="files, folders, globs; .gz .xz .bz2 too",
-    )
-    build.add_argument(
-        "--tokenizer",
-        default="train",
-        help="tokenizer.json, WordPiece vocab.txt, or train (default)",
-    )
-    build.add_argument(
-        "--vocab-size", type=int, default=8192, help="for --tokenizer train (default %(default)s)"
-    )
-    build.add_argument(
-        "--cased", action="store_true", help="keep case and accents; for train and vocab.txt"
-    )
-    build.add_argument(
-        "--strip-accents",
-        action=argparse.BooleanOptionalAction,
-        help="for train and vocab.txt (default: unless --cased)",
-    )
-    build.add_argument(
-        "--field", default="text", help="jsonl: the field that holds the text (default %(default)s)"
-    )
-    build.add_argument(
-        "--held-out-share",
-        type=float,
-        default=0.005,
-        help="documents never trained on (default %(default)s)",
-    )
-    build.add_argument(
-        "--max-quarantine-share",
-        type=float,
-        default=0.01,
-        help="bad records that fail the build (default %(default)s)",
-    )
-    build.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
-    )
-    build.add_argument(
-        "--shard-tokens",
-        type=int,
-        default=64 << 20,
-        help="tokens in one file at most (default %(default)s)",
-    )
-    build.add_argument("--out", required=True, type=Path, metavar="CORPUS")
+    add_build_words(build)
     pack = _command(corpus, "pack", commands.corpus_pack)
     pack.add_argument("corpus", type=Path, metavar="CORPUS")
     pack.add_argument(
@@ -199,10 +157,14 @@ def _add_corpus(parent: Any) -> None:
     pack.add_argument(
         "--mode",
         default="full",
-        choices=("full", "google"),
-        help="full keeps every token (default)",
+        choices=("full", "google", "packed"),
+        help="full keeps every token (default), google drops what does not fit, packed fills rows "
+        "with several documents",
     )
     pack.add_argument("--seed", type=int, default=0)
+    pack.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     pack.add_argument(
         "--mask-prob",
         type=float,
@@ -214,19 +176,24 @@ def _add_corpus(parent: Any) -> None:
     info = _command(corpus, "info", commands.corpus_info)
     info.add_argument("corpus", type=Path, metavar="CORPUS")
     info.add_argument("--json", action="store_true", help="one JSON document")
-    vocab = _group(parent, "vocab", "train a vocabulary")
-    train = _command(vocab, "train", commands.vocab_train)
-    train.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    train.add_argument("--source", default="text", help="text or jsonl (default %(default)s)")
-    train.add_argument(
-        "--size", type=int, default=30522, help="entries at most (default %(default)s)"
+    info.add_argument("--plot", type=Path, metavar="PNG", help="the same as a figure")
+    audit = _command(corpus, "audit", commands.corpus_audit)
+    audit.add_argument("run", type=Path, metavar="RUN")
+    audit.add_argument(
+        "--steps", metavar="A:B", help="make only these checksums again (default: all)"
     )
-    train.add_argument("--cased", action="store_true", help="keep case and accents")
-    train.add_argument("--out", required=True, type=Path, help="vocab.txt or tokenizer.json")
+    audit.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def _add_vocab(parent: Any) -> None:
+    vocab = _group(parent, "vocab", "train a vocabulary, measure how one fits a text")
+    add_vocab_train_words(_command(vocab, "train", commands.vocab_train))
+    add_vocab_report_words(_command(vocab, "report", commands.vocab_report))
 
 
 _KNOBS = """common knobs (--section.field value; `electra-dist config docs` lists all):
   --data.corpus CORPUS              --data.sequence_length 128
+  --data.blend CORPUS 3 CORPUS 1    --data.num_lanes 1              --data.skips FIRST LAST ...
   --batch.global_batch_size 128     --batch.micro_batch_size 32
   --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
   --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.clip_norm 1.0
@@ -251,6 +218,17 @@ def _add_pretrain(parent: Any) -> None:
     pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
+    trace = _command(parent, "trace", commands.trace)
+    trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
+    trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")
+    trace.add_argument(
+        "--steps", required=True, metavar="A:B", help="updates A to B - 1, counted from 0"
+    )
+    trace.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
+    trace.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="for data.num_lanes > 1 (default: W)"
+    )
+    trace.add_argument("--json", action="store_true", help="one JSON document, nothing cut")
     stop = _command(parent, "stop", commands.stop)
     stop.add_argument("run", type=Path, metavar="RUN")
     status = _command(parent, "status", commands.status)

@@ -12,6 +12,7 @@ LOGIN_PARTS = (
     "config",
     "launch",
     "cli.py",
+    "cli_build.py",
     "commands.py",
     "errors.py",
     "checkpoint/layout.py",

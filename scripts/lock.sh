@@ -26,4 +26,4 @@ compile() {
 
 compile requirements/build.txt requirements/build.in
 compile requirements/login.txt requirements/login.in
-compile requirements/dev.txt requirements/dev.in requirements/build.in pyproject.toml --extra dev --extra mpi
+compile requirements/dev.txt requirements/dev.in requirements/build.in pyproject.toml --extra dev --extra dedup --extra mpi

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from electra_dist.data.build import BuildOptions, build_corpus
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.frozen import freeze
 from electra_dist.data.packing import pack
 from electra_dist.data.store import Corpus, Packing
 
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ra", "se", "to", "vi", "zu")
 
 
@@ -40,8 +46,40 @@ def corpus(folder: Path, *, length: int, num_documents: int = 200) -> Path:
     source = folder / "text.txt"
     source.write_text(text(num_documents), encoding="utf-8")
     out = folder / "corpus"
-    build_corpus(BuildOptions(inputs=(str(source),), out=out, vocab_size=300, held_out_share=0.05))
+    spec = SourceSpec(inputs=(str(source),))
+    build_corpus(BuildOptions(sources=(spec,), out=out, vocab_size=300, held_out_share=0.05))
     pack(out, length)
     opened = Corpus.open(out)
     freeze(opened, Packing.open(opened, length))
     return out
+
+
+def trained(kind: str, special: Sequence[str] = SPECIALS, extra: Sequence[str] = ()) -> Tokenizer:
+    """A tokenizer as others make it: "bpe" as GPT-2's and RoBERTa's, "unigram" as XLM-R's."""
+    text = [
+        "the cats and the hats sat on the mats",
+        f"hello there, the other cats {special[4]} {special[3]}",
+        *extra,
+    ] * 30
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=90,
+            special_tokens=list(special),
+            unk_token=special[1],
+            show_progress=False,
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token=special[1]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=list(special),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    tokenizer.train_from_iterator(text, trainer=trainer)
+    return tokenizer

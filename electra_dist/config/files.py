@@ -13,7 +13,7 @@ import io
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -27,7 +27,10 @@ from electra_dist.errors import UserError
 RESUMABLE_FIELDS = (
     "recipe",
     "data.corpus",
+    "data.blend",  # folders may move; their content and weights are in the corpus fingerprint
     "data.prefetch_steps",
+    "data.cache_dir",
+    "data.cache_bytes",
     "schedule.stop_step",
     "engine.kind",
     "engine.zero_stage",
@@ -185,7 +188,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
             checked[key] = _checked(kind, value, where, f"{prefix}{key}.")
             continue
-        checked[key] = float(value) if kind is float and type(value) is int else value
+        checked[key] = _fitted(kind, value)
         if not _is_of(kind, checked[key]):
             raise UserError(
                 f"{where}: {prefix}{key} = {value!r} is not allowed; it must be "
@@ -194,10 +197,29 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
     return checked
 
 
+def _fitted(kind: Any, value: Any) -> Any:
+    """Whole numbers of float fields as floats, lists of tuple fields as tuples."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_fitted(get_args(kind)[0], one) for one in value)
+    return value
+
+
 def _is_of(kind: Any, value: Any) -> bool:
     """Whether `value` has exactly the type `kind`: to Python, true is 1 and 1.0 is 1."""
-    if get_origin(kind) is Literal:
-        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in args)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(
+            _is_of(args[0], key) and _is_of(args[1], one) for key, one in value.items()
+        )
+    if origin is tuple:
+        if type(value) is not tuple:
+            return False
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else args
+        return len(kinds) == len(value) and all(map(_is_of, kinds, value))
     if get_args(kind):
         return any(_is_of(arg, value) for arg in get_args(kind))
     return type(value) is kind
@@ -212,6 +234,12 @@ def type_in_words(kind: Any) -> str:
     """`one of 0, 1, 2, 3` for a Literal, `int or None` for a union, the plain name else."""
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(value) for value in get_args(kind))
+    if get_origin(kind) is dict:
+        return "a table of {} = {}".format(*map(type_in_words, get_args(kind)))
+    if get_origin(kind) is tuple and get_args(kind)[-1] is ...:
+        return f"a list of {type_in_words(get_args(kind)[0])}"
+    if get_origin(kind) is tuple:
+        return f"[{', '.join(map(type_in_words, get_args(kind)))}]"
     if get_args(kind):
         return " or ".join(type_in_words(arg) for arg in get_args(kind))
     if is_dataclass(kind):
@@ -266,6 +294,9 @@ def _parse_with_tyro(config: RunConfig, words: Sequence[str]) -> RunConfig | Non
     """The config with `words` applied; None where tyro refuses them, its own panel unprinted."""
     import tyro
 
+    if any(_option_name(word) == "data.blend" for word in words if word.startswith("--")):
+        # To tyro a filled table is a section of its own; here the new table replaces it.
+        config = replace(config, data=replace(config.data, blend={}))
     silence = io.StringIO()
     try:
         with contextlib.redirect_stderr(silence), contextlib.redirect_stdout(silence):
@@ -277,6 +308,11 @@ def _parse_with_tyro(config: RunConfig, words: Sequence[str]) -> RunConfig | Non
 def is_flag(word: str) -> bool:
     """Whether an override such as ``--metrics.no-tensorboard`` stands alone, without a value."""
     return _field_type(_option_name(word).replace(".no_", ".")) is bool
+
+
+def takes_many(word: str) -> bool:
+    """Whether an override such as ``--data.skips`` takes every word up to the next option."""
+    return get_origin(_field_type(_option_name(word))) in (dict, tuple)
 
 
 def _option_name(word: str) -> str:

@@ -14,6 +14,9 @@ from typing import Literal
 
 from electra_dist.errors import UserError
 
+MAX_BLEND_WEIGHT = 65_536
+"""Largest sum of the weights of a blend: proportions are exact over so many rows."""
+
 
 def _require(condition: bool, field_name: str, value: object, rule: str, remedy: str) -> None:
     if not condition:
@@ -128,6 +131,10 @@ class ObjectiveConfig:
     """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on this data, no discriminator)."""
     mask_prob: float = 0.15
     """Share of a row's tokens that is selected for masking."""
+    masking: Literal["token", "whole_word", "span"] = "token"
+    """What is drawn to be masked: tokens, whole words or runs of tokens; the count is the same."""
+    mean_span_length: float = 3.0
+    """Tokens in a run on average, for masking = "span"."""
     gen_weight: float = 1.0
     """Weight of the generator's masked-language-model loss."""
     disc_weight: float = 50.0
@@ -138,6 +145,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         _require_positive("objective", mask_prob=self.mask_prob, temperature=self.temperature)
         _require_share("objective", mask_prob=self.mask_prob)
+        _require(
+            1 <= self.mean_span_length < math.inf,
+            "objective.mean_span_length",
+            self.mean_span_length,
+            "must be at least 1 and finite",
+            "3 is usual",
+        )
         for name in ("gen_weight", "disc_weight"):
             value = getattr(self, name)
             _require(
@@ -154,17 +168,27 @@ class DataConfig:
     """Where rows come from and in which order."""
 
     corpus: str | None = None
-    """Folder made by `electra-dist corpus build` and packed by `electra-dist corpus pack`."""
+    """Folder made by `electra-dist corpus build` and `corpus pack`, or its address: s3://, gs://..."""
+    blend: dict[str, int] = field(default_factory=dict)
+    """Several of them by weight: a table [data.blend] "wiki" = 3, or --data.blend wiki 3 web 1."""
     sequence_length: int = 128
     """Tokens in a row, [CLS] and [SEP] included; the corpus must be packed at this length."""
-    packing: Literal["full", "google"] = "full"
-    """How examples were cut: full keeps every token, google drops what does not fit."""
+    packing: Literal["full", "google", "packed"] = "full"
+    """full keeps every token, google drops what does not fit, packed fills rows with documents."""
     shuffle_block_size: int = 512
     """Rows that lie together in the corpus and are read together: larger is kinder to disks."""
     shuffle_window_blocks: int = 64
     """Blocks that are mixed with each other: a uniform shuffle covers this many blocks of rows."""
+    num_lanes: int = 1
+    """Parts of the corpus that are read side by side: one a node, and each node fetches its own."""
+    skips: tuple[tuple[int, int], ...] = ()
+    """Sample positions [first, last) that are never used: [[512, 640]], or --data.skips 512 640."""
     prefetch_steps: int = 2
     """Steps that a background thread assembles ahead; 0 assembles in the training thread."""
+    cache_dir: str | None = None
+    """Where files of corpora at addresses are kept (default: in TMPDIR, else in ~/.cache)."""
+    cache_bytes: int | None = None
+    """Most that is kept there, a little more than what a node reads; None: no limit."""
 
     def __post_init__(self) -> None:
         _require(
@@ -178,13 +202,61 @@ class DataConfig:
             "data",
             shuffle_block_size=self.shuffle_block_size,
             shuffle_window_blocks=self.shuffle_window_blocks,
+            num_lanes=self.num_lanes,
         )
+        self._check_blend()
+        end = 0
+        for first, last in self.skips:
+            _require(
+                end <= first < last,
+                "data.skips",
+                [list(interval) for interval in self.skips],
+                f"[{first}, {last}) is empty, below 0, or not behind the interval before it",
+                "give intervals [first, last) of positions, in order",
+            )
+            end = last
         _require(
             self.prefetch_steps >= 0,
             "data.prefetch_steps",
             self.prefetch_steps,
             "must not be negative",
             "use 0 to assemble batches in the training thread",
+        )
+        _require(
+            self.cache_bytes is None or self.cache_bytes > 0,
+            "data.cache_bytes",
+            self.cache_bytes,
+            "must be above 0",
+            "leave it out for no limit",
+        )
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of every corpus; none where the config names none yet."""
+        return tuple(self.blend) or ((self.corpus,) if self.corpus is not None else ())
+
+    def _check_blend(self) -> None:
+        _require(
+            not (self.blend and self.corpus is not None),
+            "data.blend",
+            self.blend,
+            f"names corpora beside data.corpus = {self.corpus!r}",
+            "give one of the two",
+        )
+        for folder, weight in self.blend.items():
+            _require(
+                weight >= 1,
+                f"data.blend {folder!r}",
+                weight,
+                "must be a whole number of at least 1",
+                "leave a corpus out that is not to be read",
+            )
+        _require(
+            sum(self.blend.values()) <= MAX_BLEND_WEIGHT,
+            "data.blend",
+            self.blend,
+            f"its weights add up to more than {MAX_BLEND_WEIGHT:,}",
+            "divide them all by the same number",
         )
 
 

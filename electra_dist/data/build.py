@@ -1,14 +1,14 @@
-"""Building a corpus: documents to token shards, in CORPUS.building, renamed at the end.
+"""Building a corpus: text to token shards, through parts that survive a kill (design record 5).
 
-    read (this process) -> chunks of documents -> encode (worker processes, results in order) ->
-    ShardWriter per split
+    cut into pieces (this process) -> parts (worker processes) -> merge (this process) -> rename
 
-The bytes written depend on the input and the options only, never on the number of workers, the time
-or the machine. Memory holds one shard a split and a few chunks, whatever the size of the input.
+The bytes written depend on the input and the options only, never on the number of workers, on
+kills, on the time or the machine. Memory holds a few pieces and some bytes a document.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 
 from electra_dist.data import sources, store
+from electra_dist.data.build_options import BuildOptions
+from electra_dist.data.merge import manifest_counts, survey, write_shards
+from electra_dist.data.parts import EncoderSetup, PartTask, SourceInput, part_tasks
+from electra_dist.data.plan import BuildFolder, plan_of
 from electra_dist.data.quarantine import Quarantine
+from electra_dist.data.sampling import sample_sentences, total_bytes
 from electra_dist.data.shards import ShardWriter
 from electra_dist.data.tokenize import (
     TokenizerFacts,
@@ -25,64 +30,10 @@ from electra_dist.data.tokenize import (
     tokenizer_sha256,
     word_start_rule,
 )
-from electra_dist.data.vocab import read_sentences, train_wordpiece
-from electra_dist.data.workers import Chunk, encode_chunks
+from electra_dist.data.vocab import train_wordpiece
+from electra_dist.data.workers import write_parts
 from electra_dist.errors import UserError
-
-# A chunk is what one worker encodes at a time: about half a second of work.
-_CHUNK_CHARACTERS = 1 << 20
-_CHUNK_DOCUMENTS = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What `corpus build` may be told. Checked at construction (UserError)."""
-
-    inputs: tuple[str, ...]
-    """Files, folders and globs; order counts."""
-    out: Path
-    """The corpus folder to make; must not exist."""
-    source: str = "text"
-    """A name in `SOURCES`."""
-    tokenizer: str = "train"
-    """A tokenizer.json, a WordPiece vocab.txt, or `train`: train a WordPiece on the input."""
-    vocab_size: int = 8192
-    """Entries at most, for `tokenizer = train`."""
-    lowercase: bool = True
-    """For `train` and a vocab.txt."""
-    strip_accents: bool | None = None
-    """For `train` and a vocab.txt; None follows lowercase."""
-    text_field: str = "text"
-    """jsonl: the field that holds the text."""
-    held_out_share: float = 0.005
-    """Share of the documents, chosen by hash, that is never trained on."""
-    max_quarantine_share: float = 0.01
-    """More bad records than this share of all records fail the build."""
-    num_workers: int = 1
-    """Encoding processes; 1 encodes in this one."""
-    shard_tokens: int = 64 << 20
-    """Tokens a shard at most (a longer document has a shard for itself)."""
-    max_document_bytes: int = 64 << 20
-    """A longer document is quarantined."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "out", Path(self.out))
-        sources.source_named(self.source)
-        for name in ("held_out_share", "max_quarantine_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} {getattr(self, name)} is out of range: use 0 or more and less than 1"
-                )
-        for name in ("num_workers", "shard_tokens", "max_document_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} is out of range: use 1 or more")
-
-    @property
-    def source_options(self) -> sources.SourceOptions:
-        """The part that a source is given."""
-        return sources.SourceOptions(
-            text_field=self.text_field, max_document_bytes=self.max_document_bytes
-        )
+from electra_dist.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,171 +48,192 @@ class BuildSummary:
     tokens: int
     held_out_documents: int
     held_out_tokens: int
+    duplicates: int
+    """Documents left out because an earlier one has the same text."""
+    near_duplicates: int
+    """Documents left out because an earlier one has much the same words."""
     empty_documents: int
     """Documents without a token, skipped."""
     quarantined: int
     """Bad records, listed in quarantine.jsonl."""
 
 
-Report = Callable[[int, int], None]
-"""Called with the documents and tokens stored so far."""
+Report = Callable[[Progress], None]
+"""Called now and then with how far the build is."""
 
 
 def build_corpus(options: BuildOptions, report: Report | None = None) -> BuildSummary:
-    """Builds the corpus `options.out`.
+    """Builds the corpus `options.out`, or goes on with a build of it that was broken off.
 
     With num_workers > 1 the calling script needs the `if __name__ == "__main__"` guard (workers are
     spawned). Raises UserError when the folder exists, an input or tokenizer is missing or wrong, no
-    document is left, or the share of bad records is over the limit;
-    CORPUS.building/quarantine.jsonl is then left for reading.
+    document is left, a worker was killed, or the share of bad records is over the limit;
+    CORPUS.building/quarantine.jsonl is then left for reading. OSError: a disk is full or fails.
     """
+    folder = BuildFolder(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UserError(f"{options.out} exists already: remove it or choose another --out")
-    files = sources.find_files(options.inputs)
-    building = options.out.with_name(options.out.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+        manifest = folder.finish_commit()
+        if manifest is None:
+            raise UserError(f"{options.out} exists already: remove it or choose another --out")
+        return _summary(options.out, manifest)
+    inputs = [
+        SourceInput(
+            kind=spec.kind,
+            options=spec.options,
+            files=sources.find_files(spec.inputs, spec.kind),
+        )
+        for spec in options.sources
+    ]
+    report = report or (lambda _: None)
+    plan = plan_of(options, inputs)
+    try:
+        with folder:
+            folder.open(plan)
+            facts = _tokenizer(options, inputs, folder, report)
+            if folder.num_parts is None:
+                folder.mark_complete(_write_missing_parts(options, inputs, folder, report))
+            manifest = _merge(options, inputs, folder, facts, report)
+            folder.commit(manifest)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            error.filename = str(folder.path)  # a write itself does not say where
+        raise
+    return _summary(options.out, manifest)
 
-    facts = _write_tokenizer(options, files, building / "tokenizer.json")
-    result = _encode_files(options, files, building, facts, report)
-    manifest = _manifest(options, files, building, facts, result)
-    store.write_json(building / "manifest.json", manifest)
-    store.commit_folder(building, options.out)
+
+def _summary(folder: Path, manifest: dict[str, Any]) -> BuildSummary:
     train, held_out = manifest["splits"]["train"], manifest["splits"]["held_out"]
     return BuildSummary(
-        folder=options.out,
+        folder=folder,
         fingerprint=manifest["fingerprint"],
-        vocab_size=facts.vocab_size,
+        vocab_size=manifest["vocab_size"],
         documents=train["documents"],
         sentences=train["sentences"],
         tokens=train["tokens"],
         held_out_documents=held_out["documents"],
         held_out_tokens=held_out["tokens"],
+        duplicates=manifest["duplicates"],
+        near_duplicates=manifest["near_duplicates"],
         empty_documents=manifest["empty_documents"],
         quarantined=manifest["quarantine"]["records"],
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """What a pass over the input left: closed writers and counts."""
-
-    writers: dict[str, ShardWriter]
-    quarantine: Quarantine
-    file_documents: np.ndarray[Any, np.dtype[np.int64]]
-    empty_documents: int
-
-
-def _write_tokenizer(
-    options: BuildOptions, files: list[sources.InputFile], path: Path
+def _tokenizer(
+    options: BuildOptions, inputs: Sequence[SourceInput], folder: BuildFolder, report: Report
 ) -> TokenizerFacts:
-    if options.tokenizer == "train":
-        tokenizer = train_wordpiece(
-            lambda: read_sentences(options.source, files, options.source_options),
-            options.vocab_size,
-            options.lowercase,
-            options.strip_accents,
+    def show(num_bytes: int) -> None:
+        report(Progress(phase="vocabulary", num_bytes=num_bytes, total_bytes=None))
+
+    if not folder.tokenizer.exists():
+        if options.tokenizer == "train":
+            tokenizer = train_wordpiece(
+                sample_sentences(inputs, options.vocab_sample_bytes, show),
+                options.vocab_size,
+                options.lowercase,
+                options.strip_accents,
+            )
+        else:
+            tokenizer = load_tokenizer(options.tokenizer, options.lowercase, options.strip_accents)
+        store.write_bytes(folder.tokenizer, tokenizer.to_str(pretty=True).encode())
+    return describe(load_tokenizer(folder.tokenizer))
+
+
+def _write_missing_parts(
+    options: BuildOptions, inputs: Sequence[SourceInput], folder: BuildFolder, report: Report
+) -> int:
+    """Returns the number of parts."""
+    num_parts = found_bytes = fresh_bytes = num_tokens = 0
+    total = total_bytes(inputs)
+
+    def show() -> None:
+        report(
+            Progress(
+                phase="encoding",
+                num_bytes=found_bytes + fresh_bytes,
+                total_bytes=total,
+                found_bytes=found_bytes,
+                num_tokens=num_tokens,
+            )
         )
-    else:
-        tokenizer = load_tokenizer(options.tokenizer, options.lowercase, options.strip_accents)
-    store.write_bytes(path, tokenizer.to_str(pretty=True).encode())
-    return describe(tokenizer)
+
+    def missing() -> Iterator[PartTask]:
+        nonlocal num_parts, found_bytes
+        for task in part_tasks(inputs):
+            num_parts = task.number + 1
+            if folder.has_part(task.number):
+                found_bytes += task.num_bytes
+                show()
+            else:
+                yield task
+
+    setup = EncoderSetup(
+        folder=folder.parts,
+        tokenizer=folder.tokenizer,
+        inputs=tuple((source.kind, source.options) for source in inputs),
+        signatures=options.dedup == "near",
+    )
+    for task, _, tokens in write_parts(missing(), setup, options.num_workers):
+        fresh_bytes += task.num_bytes
+        num_tokens += tokens
+        show()
+    return num_parts
 
 
-def _encode_files(
+def _merge(
     options: BuildOptions,
-    files: list[sources.InputFile],
-    building: Path,
+    inputs: Sequence[SourceInput],
+    folder: BuildFolder,
     facts: TokenizerFacts,
-    report: Report | None,
-) -> _Encoded:
-    rule = word_start_rule(load_tokenizer(building / "tokenizer.json"))
+    report: Report,
+) -> dict[str, Any]:
+    """Writes all files of the corpus; returns the manifest."""
+    num_parts = folder.num_parts
+    assert num_parts is not None
+    corpus = folder.start_corpus()
+    total, merged_bytes = total_bytes(inputs), 0
+
+    def show(num_bytes: int) -> None:
+        nonlocal merged_bytes
+        merged_bytes += num_bytes
+        report(Progress(phase="merging", num_bytes=merged_bytes, total_bytes=total))
+
+    show(0)
+    with Quarantine(folder.quarantine) as quarantine:
+        surveyed = survey(options, inputs, folder.parts, num_parts, quarantine)
+    rule = word_start_rule(load_tokenizer(folder.tokenizer))
     writers = {
-        split: ShardWriter(building, prefix, facts.vocab_size, rule, options.shard_tokens)
+        split: ShardWriter(corpus, prefix, facts.vocab_size, rule, options.shard_tokens)
         for split, prefix in store.TOKEN_FILE_PREFIX.items()
     }
-    file_documents = np.zeros(len(files), np.int64)
-    num_documents = num_tokens = num_empty = 0
-    with Quarantine(building / "quarantine.jsonl") as quarantine:
-        chunks = _chunks(options, files, quarantine)
-        encoded_chunks = encode_chunks(
-            chunks, building / "tokenizer.json", options.held_out_share, options.num_workers
-        )
-        for chunk, encoded in encoded_chunks:
-            writers["train"].add(encoded, ~encoded.held_out)
-            writers["held_out"].add(encoded, encoded.held_out)
-            file_documents += np.bincount(
-                np.asarray(chunk.file_index)[encoded.input_index], minlength=len(files)
-            )
-            num_empty += len(chunk.documents) - len(encoded.input_index)
-            num_documents += len(encoded.document_lengths)
-            num_tokens += len(encoded.tokens)
-            if report is not None:
-                report(num_documents, num_tokens)
-    for writer in writers.values():
-        writer.close()
-    quarantine.check_share(options.max_quarantine_share)
+    write_shards(options, folder.parts, surveyed, writers, show)
     if writers["train"].num_documents == 0:
+        given = " ".join(word for spec in options.sources for word in spec.inputs)
         raise UserError(
-            f"--input {' '.join(options.inputs)} holds no document to train on"
-            f" ({num_documents} held out, {num_empty} empty, {quarantine.num_bad} bad records):"
-            " give files with text"
+            f"--input {given} holds no document to train on"
+            f" ({writers['held_out'].num_documents} held out, {surveyed.total('empty_documents')}"
+            f" empty, {quarantine.num_bad} bad records): give files with text"
         )
-    return _Encoded(
-        writers=writers,
-        quarantine=quarantine,
-        file_documents=file_documents,
-        empty_documents=num_empty,
-    )
-
-
-def _chunks(
-    options: BuildOptions, files: list[sources.InputFile], quarantine: Quarantine
-) -> Iterator[Chunk]:
-    read = sources.source_named(options.source)
-    documents: list[tuple[str, ...]] = []
-    file_index: list[int] = []
-    num_characters = 0
-    for index, file in enumerate(files):
-        for item in read(file.path, options.source_options):
-            if isinstance(item, sources.BadRecord):
-                quarantine.add(file.name, item)
-                continue
-            quarantine.num_records += item.num_records
-            documents.append(item.sentences)
-            file_index.append(index)
-            num_characters += sum(map(len, item.sentences))
-            if num_characters >= _CHUNK_CHARACTERS or len(documents) >= _CHUNK_DOCUMENTS:
-                yield Chunk(documents=documents, file_index=file_index)
-                documents, file_index, num_characters = [], [], 0
-    if documents:
-        yield Chunk(documents=documents, file_index=file_index)
+    store.write_bytes(corpus / "tokenizer.json", folder.tokenizer.read_bytes())
+    os.replace(folder.quarantine, corpus / "quarantine.jsonl")
+    manifest = _manifest(facts, corpus, writers, quarantine)
+    manifest |= manifest_counts(options, inputs, surveyed)
+    store.write_json(corpus / "manifest.json", manifest)
+    return manifest
 
 
 def _manifest(
-    options: BuildOptions,
-    files: list[sources.InputFile],
-    building: Path,
-    facts: TokenizerFacts,
-    result: _Encoded,
+    facts: TokenizerFacts, corpus: Path, writers: dict[str, ShardWriter], quarantine: Quarantine
 ) -> dict[str, Any]:
-    sha256 = tokenizer_sha256(building / "tokenizer.json")
+    sha256 = tokenizer_sha256(corpus / "tokenizer.json")
     unigram = store.write_arrays(
-        building / "unigram.safetensors", {"counts": result.writers["train"].unigram_counts}
+        corpus / "unigram.safetensors", {"counts": writers["train"].unigram_counts}
     )
-    splits = {split: writer.summary() for split, writer in result.writers.items()}
+    splits = {split: writer.summary() for split, writer in writers.items()}
     dtype = np.dtype(facts.dtype).name
     hashes = sorted(
         f"{s['file']} {s['xxh3_128']}" for part in splits.values() for s in part["shards"]
     )
-    provenance = []
-    for given in dict.fromkeys(options.inputs):
-        entries = [
-            {"name": f.name, "bytes": f.path.stat().st_size, "documents": int(count)}
-            for f, count in zip(files, result.file_documents, strict=True)
-            if f.given == given
-        ]
-        provenance.append({"kind": options.source, "path": given, "files": entries})
     return {
         "format_version": store.FORMAT_VERSION,
         "fingerprint": store.fingerprint_of([*hashes, sha256, dtype]),
@@ -271,14 +243,12 @@ def _manifest(
             "lowercase": facts.lowercase,
             "strip_accents": facts.strip_accents,
             "kind": facts.kind,
+            "special_tokens": facts.special_tokens,
         },
         "vocab_size": facts.vocab_size,
         "dtype": dtype,
         "special_ids": asdict(facts.special_ids),
-        "held_out_share": options.held_out_share,
         "splits": splits,
-        "sources": provenance,
-        "empty_documents": result.empty_documents,
-        "quarantine": result.quarantine.summary(),
         "unigram": asdict(unigram),
+        "quarantine": quarantine.summary(),
     }

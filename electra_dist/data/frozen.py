@@ -1,8 +1,9 @@
 """Frozen corruption: held-out rows with recorded masks and noise, so that curves of runs compare.
 
-Recorded once, at packing, for one mask probability: the masked rows, one uniform number a slot
-(each run samples its own generator with it) and a replacement drawn from the corpus's unigram
-distribution (the same for every run). Shapes: R rows, L positions, N masked slots.
+Recorded once, at packing, for one mask probability, single tokens being masked whatever
+`objective.masking` a run trains with: the masked rows, one uniform number a slot (each run samples
+its own generator with it) and a replacement drawn from the corpus's unigram distribution (the same
+for every run). Shapes: R rows, L positions, N masked slots.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from electra_dist.data.hashing import mix64
 from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.data.order import Order
 from electra_dist.data.rows import RowReader
-from electra_dist.data.store import Array, Corpus, Packing, read_arrays, write_arrays, write_json
+from electra_dist.data.store import Array, Corpus, Packing, write_arrays, write_json
 from electra_dist.errors import UserError
 from electra_dist.runtime.keys import fold
 
@@ -61,6 +62,8 @@ def freeze(corpus: Corpus, packing: Packing, mask_prob: float = 0.15) -> Path | 
         "uniforms": _uniforms(masks.positions_BN.shape, _UNIFORMS).astype(np.float32),
         "unigram_ids": _unigram_sample(corpus, masks.positions_BN.shape).astype(np.uint32),
     }
+    if rows.block_ids_BL is not None and rows.position_ids_BL is not None:  # mode `packed`
+        arrays |= {"block_ids": rows.block_ids_BL, "position_ids": rows.position_ids_BL}
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
     record = {"mask_prob": mask_prob, "rows": num_rows, **asdict(write_arrays(path, arrays))}
     # What is on disk now, not what `packing` was opened with: another probability may have come.
@@ -80,14 +83,17 @@ def read_frozen(packing: Packing, mask_prob: float) -> dict[str, Array] | None:
     if not packing.manifest["held_out_examples"]:
         return None
     path = packing.folder / f"frozen_{mask_prob:g}.safetensors"
-    if not path.is_file():
+    records = [r for r in packing.manifest.get("frozen", []) if r["file"] == path.name]
+    if not packing.remote:  # what is on disk now: it may have been recorded since `packing` opened
+        records = [{"file": path.name}] if path.is_file() else []
+    if not records:
         raise UserError(
             f"{path} does not exist: the held-out rows were not recorded at "
             f"objective.mask_prob = {mask_prob:g}; run `electra-dist corpus pack "
             f"{packing.folder.parent} --length {packing.manifest['length']} "
             f"--mode {packing.manifest['mode']} --mask-prob {mask_prob:g}`"
         )
-    return read_arrays(path)
+    return packing.arrays(records[0])
 
 
 def _uniforms(shape: tuple[int, ...], site: int) -> NDArray[np.float64]:

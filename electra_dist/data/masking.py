@@ -1,11 +1,22 @@
 """Which tokens are selected and which of them become [MASK] (algorithm: section 3).
 
-A function of (seed, position) and of the row. Shapes: B rows, L positions, N masked slots of a row.
+A function of (seed, position) and of the row. Which tokens are drawn is `objective.masking`:
+
+- `token`: each by itself;
+- `whole_word`: words, as the corpus's word-start bits have them;
+- `span`: runs of tokens, a new one starting at a token with probability 1 / mean_span_length, so
+  that their lengths are geometric.
+
+The count is the same for all. Words and spans never reach over a special token; the last one that
+is selected may be cut at its end, so that the count is exact.
+
+Shapes: B rows, L positions, N masked slots of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +27,10 @@ from electra_dist.runtime.keys import fold
 
 MASK_TOKEN_SHARE = 0.85
 """Of the selected positions: 85 % become [MASK], 15 % stay, none becomes a random token."""
-_SELECT, _KEEP = range(2)
+_MASK_BELOW = np.uint32(MASK_TOKEN_SHARE * 2**32)
+_LAST = np.uint32(0xFFFFFFFF)
+"""The word of what is never selected: it holds no slot of a row."""
+_SELECT, _SPAN = 0, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +47,20 @@ class MaskRule:
     """Id of [MASK]."""
     never: tuple[int, ...]
     """Ids that are never selected: [CLS], [SEP] and [MASK]."""
+    masking: str = "token"
+    """What is drawn: token, whole_word or span."""
+    mean_span_length: float = 3.0
+    """Tokens of a span, at least 1."""
 
 
 class Masks(NamedTuple):
     """The masks of a batch."""
 
-    masked_ids_BL: NDArray[np.int64]
-    """The rows with [MASK] in place."""
-    positions_BN: NDArray[np.int64]
-    """Selected positions, in random order; 0 in unused slots."""
+    masked_ids_BL: NDArray[np.unsignedinteger]
+    """The rows with [MASK] in place, of the type of the rows."""
+    positions_BN: NDArray[np.uint16]
+    """Selected positions, in random order (words and spans are, whose tokens stay together); 0 in
+    unused slots."""
     weights_BN: NDArray[np.float32]
     """1 in used slots, 0 else."""
 
@@ -56,10 +75,11 @@ def num_selected(
 
 
 def mask_rows(
-    input_ids_BL: NDArray[np.int64],
+    input_ids_BL: NDArray[np.unsignedinteger],
     num_tokens_B: NDArray[np.int64],
     sample_positions_B: NDArray[np.int64],
     rule: MaskRule,
+    word_start_BL: NDArray[np.bool_] | None = None,
 ) -> Masks:
     """Select a fixed count of positions a row, uniformly, without replacement; mask 85 % of them.
 
@@ -67,34 +87,94 @@ def mask_rows(
         input_ids_BL: original rows; what lies beyond a row's tokens is never selected.
         num_tokens_B: real tokens of each row, [CLS] and [SEP] included.
         sample_positions_B: global sample positions, which key the draws.
-        rule: probability, slots and special ids.
+        rule: probability, slots and special ids, and what is drawn.
+        word_start_BL: True where a token starts a word; only `whole_word` reads it.
     """
     batch, length = input_ids_BL.shape
-    slots_L = np.arange(length)
-    candidates_BL = slots_L < num_tokens_B[:, None]
-    for never in rule.never:
-        candidates_BL &= input_ids_BL != never
-    # Random high bits over the slot's own number: sorting the words sorts the slots at random, with
-    # no argsort; numpy sorts 32-bit words with SIMD. 25 random bits at L = 128, 23 at 512.
-    slot_mask = np.uint32((1 << max(1, (length - 1).bit_length())) - 1)
-    words_BL = _draws(rule.seed, _SELECT, sample_positions_B, length)
-    words_BL &= ~slot_mask
-    words_BL |= slots_L.astype(np.uint32)
-    words_BL[~candidates_BL] = np.uint32(0xFFFFFFFF)
-    words_BL.sort(axis=1)
     num_slots = min(rule.max_masked, length)
-    positions_BN = (words_BL[:, :num_slots] & slot_mask).astype(np.int64)
+    tables = _tables(length, num_slots, rule.mask_prob)
+    excluded_BL = tables.beyond_NL.take(num_tokens_B, axis=0)
+    for never in rule.never:
+        excluded_BL |= input_ids_BL == never
 
-    num_selected_B = num_selected(num_tokens_B, rule.mask_prob, num_slots)
-    used_BN = np.arange(num_slots) < np.minimum(num_selected_B, candidates_BL.sum(axis=1))[:, None]
-    positions_BN[~used_BN] = 0
+    # One draw a token to select by, then one a slot to keep by: drawn at once, as the price of a
+    # batch is mostly that of calling numpy.
+    draws = _draws(rule.seed, _SELECT, sample_positions_B, length + num_slots)
+    # Random high bits over the slot's own number: sorting the words sorts the slots at random, with
+    # no argsort; numpy sorts 32-bit words with SIMD, 128 of them in 0.15 us. 24 random bits at
+    # L = 128, 22 at 512.
+    words_BL = draws[:, :length] & ~tables.slot_mask
+    if rule.masking != "token":
+        starts_BL = _group_starts(~excluded_BL, sample_positions_B, rule, word_start_BL)
+        # All tokens of a group have the random bits of its first, so they stay together.
+        first_slot_BL = np.maximum.accumulate(np.where(starts_BL, np.arange(length), 0), axis=1)
+        words_BL = np.take_along_axis(words_BL, first_slot_BL, axis=1)
+    words_BL |= tables.slots_L
+    np.copyto(words_BL, _LAST, where=excluded_BL)
+    words_BL.sort(axis=1)
+    words_BN = words_BL[:, :num_slots]
 
-    draws_BN = _draws(rule.seed, _KEEP, sample_positions_B, num_slots)
-    becomes_mask_BN = used_BN & (draws_BN < np.uint32(MASK_TOKEN_SHARE * 2**32))
-    masked_ids_BL = input_ids_BL.copy()
-    rows_BN = np.broadcast_to(np.arange(batch)[:, None], positions_BN.shape)
-    masked_ids_BL[rows_BN[becomes_mask_BN], positions_BN[becomes_mask_BN]] = rule.mask_id
-    return Masks(masked_ids_BL, positions_BN, used_BN.astype(np.float32))
+    # A row with too few candidates has excluded slots among its first ones: they are not used.
+    used_BN = tables.used_NN.take(num_tokens_B, axis=0)
+    used_BN &= words_BN != _LAST
+    positions_BN = (words_BN & tables.slot_mask) * used_BN
+    becomes_mask_BN = draws[:, length:] < _MASK_BELOW
+    becomes_mask_BN &= used_BN
+    # What is kept writes to a place behind the rows: cheaper than picking the others out.
+    places_BN = positions_BN + (np.arange(batch) * length)[:, None]
+    places_BN = np.where(becomes_mask_BN, places_BN, batch * length)
+    masked_ids = np.empty(batch * length + 1, input_ids_BL.dtype)
+    masked_ids[:-1] = input_ids_BL.reshape(-1)
+    masked_ids[places_BN] = rule.mask_id
+    return Masks(
+        masked_ids[:-1].reshape(batch, length),
+        positions_BN.astype(np.uint16),
+        used_BN.astype(np.float32),
+    )
+
+
+class _Tables(NamedTuple):
+    """What depends on the shape and the rule only; rows of tables are by number of real tokens."""
+
+    slots_L: NDArray[np.uint32]
+    slot_mask: np.uint32
+    """The low bits of a word, which hold the slot."""
+    beyond_NL: NDArray[np.bool_]
+    """[L + 1, L]: what lies beyond the tokens of a row."""
+    used_NN: NDArray[np.bool_]
+    """[L + 1, N]: slots that a row may use."""
+
+
+@lru_cache(maxsize=8)
+def _tables(length: int, num_slots: int, mask_prob: float) -> _Tables:
+    num_tokens = np.arange(length + 1)
+    selected = num_selected(num_tokens, mask_prob, num_slots)
+    return _Tables(
+        slots_L=np.arange(length, dtype=np.uint32),
+        slot_mask=np.uint32((1 << length.bit_length()) - 1),
+        beyond_NL=np.arange(length) >= num_tokens[:, None],
+        used_NN=np.arange(num_slots) < selected[:, None],
+    )
+
+
+def _group_starts(
+    candidates_BL: NDArray[np.bool_],
+    sample_positions_B: NDArray[np.int64],
+    rule: MaskRule,
+    word_start_BL: NDArray[np.bool_] | None,
+) -> NDArray[np.bool_]:
+    """Where a word or span starts: also at and behind what is no candidate, and at slot 0."""
+    if rule.masking == "span":
+        highest = np.uint32(max(1, round(2**32 / rule.mean_span_length)) - 1)
+        draws_BL = _draws(rule.seed, _SPAN, sample_positions_B, candidates_BL.shape[1])
+        starts_BL = draws_BL <= highest
+    else:
+        assert word_start_BL is not None, "whole_word needs the word starts of the rows"
+        starts_BL = word_start_BL.copy()
+    starts_BL |= ~candidates_BL
+    starts_BL[:, 1:] |= ~candidates_BL[:, :-1]
+    starts_BL[:, 0] = True
+    return starts_BL
 
 
 def _draws(

@@ -1,74 +1,108 @@
-"""Which sample stands at which position: a keyed permutation of each epoch, computed, not stored.
+"""Which row stands at which position: arithmetic, so that seeking anywhere costs the same.
 
-Positions run on through epochs. Within an epoch, blocks of neighbouring samples are permuted,
-windows of blocks follow each other, and the samples of a window are permuted among themselves: a
-read window touches few large contiguous pieces of the corpus, which disks, Lustre and object stores
-like, while samples mix over ``block_size * window_blocks`` neighbours. All of it is O(1) per
-position, so seeking anywhere costs the same.
+From the n-th position that a run uses to a row, in four pure steps:
+
+    skips     the n-th position that lies in no skipped interval
+    lanes     runs of `lane_run` positions go round the lanes; a lane owns a part of each corpus
+    blend     a fixed pattern says which corpus a position of the lane reads (blend.py)
+    epochs    that (lane, corpus) part, permuted anew in each of its epochs (permutation.py)
+
+Nothing here knows of ranks: a change of the cluster changes who reads a row, never which.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from electra_dist.data.hashing import mix64
+from electra_dist.data.blend import Blend, make_blend
+from electra_dist.data.permutation import Epochs
 from electra_dist.runtime.keys import fold
 
-# Balanced Feistel networks look random from about 4 rounds (Luby and Rackoff 1988); 6 leave a
-# margin on tiny halves.
-_NUM_ROUNDS = 6
-_BLOCKS, _WINDOW, _TAIL, _TAIL_PLACE = range(4)
+Skips = tuple[tuple[int, int], ...]
+"""Skipped intervals [first, last) of positions, in order and disjoint."""
 
 
-def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """A keyed bijection on [0, size): a Feistel network with cycle walking, over all `indices`."""
-    if size <= 1:
-        return indices.copy()
-    bits = max(2, (size - 1).bit_length())
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-    keys = mix64(np.arange(_NUM_ROUNDS, dtype=np.uint64) + np.uint64(key))
-    walking = indices.astype(np.uint64)
-    result = np.empty_like(walking)
-    places = np.arange(len(walking))
-    while len(walking):
-        low, high = walking & low_mask, walking >> low_bits
-        for round_number in range(0, _NUM_ROUNDS, 2):
-            high ^= mix64(low ^ keys[round_number]) & high_mask
-            low ^= mix64(high ^ keys[round_number + 1]) & low_mask
-        walking = (high << low_bits) | low
-        # The network permutes the next power of two; what falls outside is sent through again until
-        # it is inside.
-        inside = walking < np.uint64(size)
-        result[places[inside]] = walking[inside]
-        walking, places = walking[~inside], places[~inside]
-    return result.astype(np.int64)
+def unskipped(positions: NDArray[np.int64], skips: Skips) -> NDArray[np.int64]:
+    """The n-th position that no skipped interval holds, for each n of `positions` (int64)."""
+    if not skips:
+        return positions
+    intervals = np.array(skips, dtype=np.int64)
+    skipped = np.cumsum(intervals[:, 1] - intervals[:, 0])
+    # Interval j stands in the way once as many positions have been used as lie unskipped before it.
+    used_before = intervals[:, 0] - np.concatenate([[0], skipped[:-1]])
+    passed = np.searchsorted(used_before, positions, side="right")
+    unused: NDArray[np.int64] = np.concatenate([[0], skipped])[passed]
+    return positions + unused
+
+
+def skipping(skips: Skips, first: int, last: int) -> Skips:
+    """The skips that also leave out what `skips` puts at used positions [first, last)."""
+    start, end = (int(one) for one in unskipped(np.array([first, last - 1], np.int64), skips))
+    merged: list[tuple[int, int]] = []
+    for interval in sorted([*skips, (start, end + 1)]):
+        if merged and interval[0] <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], interval[1]))
+        else:
+            merged.append(interval)
+    return tuple(merged)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The global sequence of sample ids, the same for all world sizes, micro-batches, threads."""
+    """The endless sequence of row ids, the same for every world size and number of threads.
+
+    Ids run through the corpora: those of corpus c start where those of corpus c - 1 end. With one
+    corpus and one lane each epoch is a bijection on all of them; else each (lane, corpus) part has
+    epochs of its own, each a bijection on the part.
+
+    Raises:
+        ValueError: a number is below 1, weights and corpora differ in count, or a corpus has fewer
+            rows than there are lanes.
+    """
 
     seed: int
     """Key of every permutation."""
-    num_samples: int
-    """Samples in one epoch."""
+    num_samples: int | tuple[int, ...]
+    """Rows of the corpus, or of each corpus."""
     block_size: int = 512
-    """Samples that lie together in the corpus."""
+    """Rows that lie together in a corpus."""
     window_blocks: int = 64
-    """Blocks whose samples are mixed with each other."""
+    """Blocks whose rows are mixed with each other."""
+    weights: tuple[int, ...] = (1,)
+    """Proportions in which the corpora are read."""
+    num_lanes: int = 1
+    """Sequences with disjoint parts of every corpus; readers of one lane touch its part only."""
+    lane_run: int = 1
+    """Positions that one lane gives before it is the next one's turn: the micro-batch size."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "block_size", "window_blocks"):
+        for name in ("block_size", "window_blocks", "num_lanes", "lane_run"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Order.{name} = {getattr(self, name)} must be at least 1")
+        if min(self.sizes) < 1 or min(self.weights) < 1:
+            raise ValueError(
+                f"Order.num_samples = {self.num_samples} and weights = {self.weights} "
+                "must be at least 1"
+            )
+        if len(self.weights) != len(self.sizes):
+            raise ValueError(f"Order.weights = {self.weights} must be {len(self.sizes)} numbers")
+        if min(self.sizes) < self.num_lanes:
+            raise ValueError(
+                f"Order.num_lanes = {self.num_lanes} must be at most {min(self.sizes)}, "
+                "the rows of the smallest corpus"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each corpus."""
+        return self.num_samples if isinstance(self.num_samples, tuple) else (self.num_samples,)
 
     def sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sample ids at global `positions` (int64, any order, epochs run on): a bijection an epoch.
+        """Row ids at global `positions` (int64, any order).
 
         Raises:
             ValueError: a position is negative.
@@ -76,44 +110,47 @@ class Order:
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and positions.min() < 0:
             raise ValueError(f"positions count from 0, got {positions.min()}")
+        if self.num_lanes == 1:
+            return self.lane_ids(0, positions)
+        lanes, lane_positions = self.lanes(positions)
         ids = np.empty_like(positions)
-        epochs = positions // self.num_samples
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            ids[here] = self._epoch_ids(int(epoch), positions[here] % self.num_samples)
+        for lane in np.unique(lanes):
+            here = lanes == lane
+            ids[here] = self.lane_ids(int(lane), lane_positions[here])
         return ids
 
-    def _epoch_ids(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        num_blocks, tail = divmod(self.num_samples, self.block_size)
-        num_windows = -(-num_blocks // self.window_blocks)
-        # The last, partial block is read between two windows, at a place that changes with the
-        # epoch.
-        tail_window = fold(self.seed, epoch, _TAIL_PLACE) % (num_windows + 1)
-        tail_start = min(tail_window * self.window_blocks, num_blocks) * self.block_size
-        in_tail = (indices >= tail_start) & (indices < tail_start + tail)
-        ids = np.empty_like(indices)
-        if in_tail.any():
-            key = fold(self.seed, epoch, _TAIL)
-            shuffled = permute(indices[in_tail] - tail_start, tail, key)
-            ids[in_tail] = num_blocks * self.block_size + shuffled
-        rest = indices[~in_tail]
-        rest = np.where(rest >= tail_start + tail, rest - tail, rest)
-        ids[~in_tail] = self._block_ids(epoch, rest, num_blocks)
+    def lanes(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lane, and position in that lane's sequence, of each global position."""
+        runs, places = np.divmod(positions, self.lane_run)
+        rounds, lanes = np.divmod(runs, self.num_lanes)
+        return lanes, rounds * self.lane_run + places
+
+    def lane_ids(self, lane: int, lane_positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row ids at positions (int64, not negative, any order) of one lane's sequence."""
+        if self._blend is None:
+            epochs, first_id = self._part(0, lane)
+            return epochs.rows(lane_positions) + first_id
+        corpora, indices = self._blend.locate(lane_positions)
+        ids = np.empty_like(lane_positions)
+        for corpus in range(len(self.weights)):
+            here = np.flatnonzero(corpora == corpus)
+            epochs, first_id = self._part(corpus, lane)
+            ids[here] = epochs.rows(indices[here]) + first_id
         return ids
 
-    def _block_ids(
-        self, epoch: int, indices: NDArray[np.int64], num_blocks: int
-    ) -> NDArray[np.int64]:
-        """Ids of indices that count whole blocks only: shuffle in the window, look up its block."""
-        window_size = self.window_blocks * self.block_size
-        windows = indices // window_size
-        shuffled = np.empty_like(indices)
-        for window in np.unique(windows):
-            here = windows == window
-            start = int(window) * window_size
-            size = min(window_size, num_blocks * self.block_size - start)
-            key = fold(self.seed, epoch, _WINDOW, int(window))
-            shuffled[here] = start + permute(indices[here] - start, size, key)
-        slots, offsets = np.divmod(shuffled, self.block_size)
-        blocks = permute(slots, num_blocks, fold(self.seed, epoch, _BLOCKS))
-        return blocks * self.block_size + offsets
+    @cached_property
+    def _blend(self) -> Blend | None:
+        return make_blend(self.weights) if len(self.weights) > 1 else None
+
+    def _part(self, corpus: int, lane: int) -> tuple[Epochs, int]:
+        """The lane's share of a corpus, an equal piece in one stretch, and its first row's id."""
+        size = self.sizes[corpus]
+        start, end = (size * n // self.num_lanes for n in (lane, lane + 1))
+        epochs = Epochs(
+            # One corpus and one lane have the order that they had before there were several.
+            seed=fold(self.seed, corpus, lane) if corpus or lane else self.seed,
+            num_samples=end - start,
+            block_size=self.block_size,
+            window_blocks=self.window_blocks,
+        )
+        return epochs, sum(self.sizes[:corpus]) + start

@@ -1,28 +1,28 @@
-"""From documents to training examples: section 7 of the algorithm, over sentence lengths alone.
+"""Packing a corpus: the rows of one length and mode, written beside the tokens that they share.
 
-A sentence is only its number of tokens here: examples are written as (start, length_a, length_b)
-over the token store, so any number of lengths and modes pack over the same tokens. Which examples a
-document gives depends on its sentence lengths and on (seed, split, shard, document) only, never on
-its neighbours.
+Any number of packings lie over one token store; what a row is, says examples.py. Shards are packed
+in parallel processes, each a function of itself and of the seed, so the bytes are the same for any
+number of them.
 """
 
+import multiprocessing
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from electra_dist.data.examples import SHORTEST_TARGET, pack_blocks, pack_shard, used_lengths
 from electra_dist.data.store import (
     EXAMPLE_FILE_PREFIX,
     FORMAT_VERSION,
     PACKING_MODES,
     SPLITS,
-    Array,
     Corpus,
     Examples,
-    TokenShard,
+    PackedExamples,
     commit_folder,
     fingerprint_of,
     packing_folder,
@@ -31,71 +31,32 @@ from electra_dist.data.store import (
     write_json,
 )
 from electra_dist.errors import UserError
+from electra_dist.runtime.progress import Progress
 
-SINGLE_SEGMENT_PROBABILITY = 0.1
-SHORT_TARGET_PROBABILITY = 0.05
-OVERSHOOT_PROBABILITY = 0.5
-SHORTEST_TARGET = 5
-MAX_LENGTH = 65535  # segment lengths are stored as uint16
+MAX_LENGTH = 65535  # lengths of segments and blocks are stored as uint16
 
+TOKENS_PER_PROCESS = 8 << 20
+"""Another process starts in about the time in which so many tokens are packed."""
 
-def pack_document(
-    sentence_lengths: Sequence[int], length: int, mode: str, rng: np.random.Generator
-) -> list[tuple[int, int, int]]:
-    """The examples of one document: (start in it, length_a, length_b), all in tokens.
-
-    Sentences (lengths of at least 1) are gathered until they reach the target; then an example is
-    made. `full`: what did not fit is the first piece of the next example, so the examples tile the
-    document. `google`: it is dropped. The target is drawn anew at a document's start too, which
-    keeps the share of short targets at 0.05 for documents of any length (*google* carries it from
-    document to document).
-    """
-    examples: list[tuple[int, int, int]] = []
-    pieces: list[int] = []
-    start = num_gathered = 0
-    target = _draw_target(length, rng)
-    last = len(sentence_lengths) - 1
-    for index, sentence_length in enumerate(sentence_lengths):
-        pieces.append(sentence_length)
-        num_gathered += sentence_length
-        while num_gathered >= target or (index == last and num_gathered > 0):
-            length_a, length_b = split_segments(pieces, target, length, rng)
-            examples.append((start, length_a, length_b))
-            num_taken = length_a + length_b if mode == "full" else num_gathered
-            pieces = _drop_front(pieces, num_taken)
-            start += num_taken
-            num_gathered -= num_taken
-            target = _draw_target(length, rng)
-    return examples
+Report = Callable[[Progress], None]
+"""Called after each token file with how far the packing is."""
 
 
-def split_segments(
-    pieces: Sequence[int], target: int, length: int, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Lengths of A and B of the gathered pieces, cut so that [CLS] A [SEP] B [SEP] fits `length`.
+def pack(
+    corpus_folder: str | Path,
+    length: int,
+    mode: str = "full",
+    seed: int = 0,
+    *,
+    num_workers: int = 1,
+    report: Report | None = None,
+) -> Path:
+    """Packs a corpus into rows of at most `length` tokens; returns its `pack_<length>_<mode>`.
 
-    The piece that closes A is the first that overshoots A's target and loses the coin; all after it
-    goes to B.
-    """
-    if rng.random() < SINGLE_SEGMENT_PROBABILITY:
-        return min(sum(pieces), length - 2), 0
-    first_target = (target - 3) // 2
-    length_a = pieces[0]
-    for piece in pieces[1:]:
-        fits = length_a + piece < first_target
-        if not fits and (length_a >= first_target or rng.random() >= OVERSHOOT_PROBABILITY):
-            break
-        length_a += piece
-    length_b = sum(pieces) - length_a
-    length_a = min(length_a, length - 2)
-    return length_a, min(length_b, max(0, length - length_a - 3))
-
-
-def pack(corpus_folder: str | Path, length: int, mode: str = "full", seed: int = 0) -> Path:
-    """Packs a corpus into examples of at most `length` tokens; returns its `pack_<length>_<mode>`.
-
-    A packing that is already there with the same seed and corpus is left as it is. Raises UserError
-    for a length or mode that cannot be, and when another packing is in the way.
+    A packing that is already there with the same seed and corpus is left as it is. With
+    num_workers > 1 the calling script needs the `if __name__ == "__main__"` guard (workers are
+    spawned). Raises UserError for a length or mode that cannot be, and when another packing is in
+    the way.
     """
     if not SHORTEST_TARGET <= length <= MAX_LENGTH:
         raise UserError(
@@ -105,6 +66,8 @@ def pack(corpus_folder: str | Path, length: int, mode: str = "full", seed: int =
         raise UserError(f"--mode {mode!r} is unknown: use one of {', '.join(PACKING_MODES)}")
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: use 0 or more")
+    if num_workers < 1:
+        raise UserError(f"--workers {num_workers} must be at least 1")
     corpus = Corpus.open(corpus_folder)
     folder = packing_folder(corpus.folder, length, mode)
     if folder.exists():
@@ -113,80 +76,109 @@ def pack(corpus_folder: str | Path, length: int, mode: str = "full", seed: int =
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    write_json(building / "manifest.json", _write_examples(building, corpus, length, mode, seed))
+    tasks = [
+        _Task(corpus.folder, building, split, number, length, mode, seed)
+        for split in SPLITS
+        for number in range(len(corpus.manifest["splits"][split]["shards"]))
+    ]
+    sizes = [int(corpus.records(task.split)[task.number]["bytes"]) for task in tasks]
+    records: list[_Packed] = []
+    for packed in _pack_all(tasks, num_workers, corpus):
+        records.append(packed)
+        if report is not None:
+            report(
+                Progress(
+                    phase="packing",
+                    num_bytes=sum(sizes[: len(records)]),
+                    total_bytes=sum(sizes),
+                    num_tokens=sum(p.tokens for p in records),
+                )
+            )
+    write_json(building / "manifest.json", _manifest(corpus, length, mode, seed, records))
     commit_folder(building, folder)
     return folder
 
 
-def pack_shard(shard: TokenShard, key: tuple[int, int, int], length: int, mode: str) -> Examples:
-    """All examples of one token shard; `key` is (seed, index of the split, index of the shard)."""
-    sentence_lengths = np.diff(shard.sentence_offsets)
-    first_sentences = shard.document_offsets.tolist()
-    first_tokens = shard.sentence_offsets[shard.document_offsets].tolist()
-    starts: list[int] = []
-    lengths_a: list[int] = []
-    lengths_b: list[int] = []
-    for document, rng in enumerate(_document_generators(key, len(first_sentences) - 1)):
-        lengths = sentence_lengths[
-            first_sentences[document] : first_sentences[document + 1]
-        ].tolist()
-        for start, length_a, length_b in pack_document(lengths, length, mode, rng):
-            starts.append(first_tokens[document] + start)
-            lengths_a.append(length_a)
-            lengths_b.append(length_b)
-    return Examples(
-        start=np.array(starts, np.int64),
-        length_a=np.array(lengths_a, np.uint16),
-        length_b=np.array(lengths_b, np.uint16),
+@dataclass(frozen=True)
+class _Task:
+    """One shard to be packed, with all that decides the result."""
+
+    corpus_folder: Path
+    building: Path
+    split: str
+    number: int
+    length: int
+    mode: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """What came of it."""
+
+    record: dict[str, Any]
+    """Of the file, for the manifest."""
+    split: str
+    tokens: int
+    two_segment: int
+    """Rows of two segments."""
+    short: int
+    """Rows with padding."""
+    used: int
+    """Positions of all rows that are no padding."""
+    blocks: int
+
+
+def _pack_all(tasks: list[_Task], num_workers: int, corpus: Corpus) -> Iterator[_Packed]:
+    """The results in the order of the tasks."""
+    num_tokens = sum(int(corpus.manifest["splits"][split]["tokens"]) for split in SPLITS)
+    num_workers = min(num_workers, len(tasks), 1 + num_tokens // TOKENS_PER_PROCESS)
+    if num_workers == 1:
+        yield from map(_pack_one, tasks)
+        return
+    with ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to handle
+    ) as executor:
+        yield from executor.map(_pack_one, tasks)
+
+
+def _pack_one(task: _Task) -> _Packed:
+    """Writes the rows of one shard."""
+    shard = Corpus.open(task.corpus_folder).shards(task.split)[task.number]
+    key = (task.seed, SPLITS.index(task.split), task.number)
+    examples = (
+        pack_blocks(shard, task.length)
+        if task.mode == "packed"
+        else pack_shard(shard, key, task.length, task.mode)
+    )
+    name = f"{EXAMPLE_FILE_PREFIX[task.split]}_{task.number:05d}.safetensors"
+    arrays = {field: getattr(examples, field) for field in examples.__dataclass_fields__}
+    record = write_arrays(task.building / name, arrays)
+    used_E = used_lengths(examples)
+    return _Packed(
+        record={"split": task.split, "examples": len(used_E), **asdict(record)},
+        split=task.split,
+        tokens=len(shard.tokens),
+        two_segment=int((examples.length_b > 0).sum()) if isinstance(examples, Examples) else 0,
+        short=int((used_E < task.length).sum()),
+        used=int(used_E.sum()),
+        blocks=len(examples.block_lengths) if isinstance(examples, PackedExamples) else 0,
     )
 
 
-def _document_generators(
-    key: tuple[int, int, int], num_documents: int
-) -> Iterator[np.random.Generator]:
-    """A generator a document, of the key and the document's index; valid until the next one."""
-    philox = np.random.Philox(key=np.random.SeedSequence(key).generate_state(2, np.uint64))
-    rng = np.random.Generator(philox)
-    state: Any = philox.state  # typed as a plain mapping, but its "state" holds arrays
-    for document in range(num_documents):
-        # Moving one Philox costs 1 us; making a generator costs 11, more than packing a short
-        # document.
-        state["state"]["counter"][:] = (0, 0, 0, document)
-        philox.state = state
-        yield rng
-
-
-def _draw_target(length: int, rng: np.random.Generator) -> int:
-    if rng.random() < SHORT_TARGET_PROBABILITY:
-        return int(rng.integers(SHORTEST_TARGET, length + 1))
-    return length
-
-
-def _drop_front(pieces: list[int], num_tokens: int) -> list[int]:
-    """The pieces without their first `num_tokens` tokens; a cut piece keeps its rest."""
-    for index, piece in enumerate(pieces):
-        if num_tokens < piece:
-            return [piece - num_tokens, *pieces[index + 1 :]]
-        num_tokens -= piece
-    return []
-
-
-def _write_examples(
-    folder: Path, corpus: Corpus, length: int, mode: str, seed: int
+def _manifest(
+    corpus: Corpus, length: int, mode: str, seed: int, packed: list[_Packed]
 ) -> dict[str, Any]:
-    files: list[dict[str, Any]] = []
-    num_examples = dict.fromkeys(SPLITS, 0)
-    num_two_segment = num_short = 0
-    for split_index, split in enumerate(SPLITS):
-        for shard_index, shard in enumerate(corpus.shards(split)):
-            examples = pack_shard(shard, (seed, split_index, shard_index), length, mode)
-            name = f"{EXAMPLE_FILE_PREFIX[split]}_{shard_index:05d}.safetensors"
-            record = write_arrays(folder / name, asdict(examples))
-            files.append({"split": split, "examples": len(examples.start), **asdict(record)})
-            num_examples[split] += len(examples.start)
-            if split == "train":
-                num_two_segment += int(np.count_nonzero(examples.length_b))
-                num_short += int(np.count_nonzero(used_length(examples) < length))
+    files = [one.record for one in packed]
+    num_rows = {
+        split: sum(record["examples"] for record in files if record["split"] == split)
+        for split in SPLITS
+    }
+    train = [one for one in packed if one.split == "train"]
+    num_train = max(1, num_rows["train"])
     content = [corpus.fingerprint, f"length {length}", f"mode {mode}", f"seed {seed}"]
     return {
         "format_version": FORMAT_VERSION,
@@ -197,18 +189,14 @@ def _write_examples(
         "fingerprint": fingerprint_of(
             content + sorted(f"{f['file']} {f['xxh3_128']}" for f in files)
         ),
-        "num_examples": num_examples["train"],
-        "held_out_examples": num_examples["held_out"],
-        "two_segment_share": num_two_segment / num_examples["train"],
-        "short_sequence_share": num_short / num_examples["train"],
+        "num_examples": num_rows["train"],
+        "held_out_examples": num_rows["held_out"],
+        "two_segment_share": sum(one.two_segment for one in train) / num_train,
+        "short_sequence_share": sum(one.short for one in train) / num_train,
+        "fill_share": sum(one.used for one in train) / (num_train * length),
+        "mean_blocks": sum(one.blocks for one in train) / num_train,
         "files": files,
     }
-
-
-def used_length(examples: Examples) -> Array:
-    """int64 [E]: positions that an example fills, with its two or three special tokens."""
-    has_b = examples.length_b > 0
-    return examples.length_a.astype(np.int64) + examples.length_b + 2 + has_b
 
 
 def _check_same(folder: Path, corpus: Corpus, seed: int) -> None:

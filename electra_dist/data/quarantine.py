@@ -1,4 +1,8 @@
-"""The list of bad records of a build: quarantine.jsonl, {file, byte_offset, reason} a line."""
+"""The list of bad records of a build: quarantine.jsonl, a JSON object a line.
+
+Each names `file`, `byte_offset` (or `row`, for sources of rows) and `reason`, some a `detail`;
+`kept`: nothing is lost, a document or sentence over a limit became several.
+"""
 
 import json
 import os
@@ -12,13 +16,16 @@ from electra_dist.errors import UserError
 
 
 class Quarantine:
-    """Writes bad records as they come and counts them against all records."""
+    """Writes bad records as they come; they are measured against `num_records`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_records = 0
-        """All records read, good and bad."""
+        """All records read, good and bad; the caller counts them."""
         self.by_reason: Counter[str] = Counter()
+        """Bad records."""
+        self.kept_by_reason: Counter[str] = Counter()
+        """Records that are listed, but lost nothing."""
         self._first = ""
         self._file = path.open("w", encoding="utf-8")
 
@@ -41,13 +48,27 @@ class Quarantine:
         return self.by_reason.total()
 
     def add(self, file_name: str, record: BadRecord) -> None:
-        """Notes one bad record."""
-        entry = {"file": file_name, "byte_offset": record.byte_offset, "reason": record.reason}
+        """Notes one record: a bad one, or one that was kept in parts."""
+        entry: dict[str, Any] = {"file": file_name}
+        if record.byte_offset is not None:
+            entry["byte_offset"] = record.byte_offset
+        if record.row is not None:
+            entry["row"] = record.row
+        entry["reason"] = record.reason
+        if record.detail:
+            entry["detail"] = record.detail
+        if record.kept:
+            entry["kept"] = True
         # File names that are not UTF-8 hold surrogates, which only ASCII JSON can carry.
         self._file.write(json.dumps(entry) + "\n")
+        if record.kept:
+            self.kept_by_reason[record.reason] += 1
+            return
         if not self._first:
-            self._first = f"{file_name} at byte {record.byte_offset}: {record.reason}"
-        self.num_records += 1
+            unit, place = "byte", record.byte_offset
+            if record.row is not None:
+                unit, place = "row", record.row
+            self._first = f"{file_name} at {unit} {place}: {record.reason}"
         self.by_reason[record.reason] += 1
 
     def check_share(self, limit: float) -> None:
@@ -65,4 +86,5 @@ class Quarantine:
             "records": self.num_bad,
             "of_records": self.num_records,
             "by_reason": dict(sorted(self.by_reason.items())),
+            "kept_by_reason": dict(sorted(self.kept_by_reason.items())),
         }

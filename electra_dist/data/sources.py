@@ -1,127 +1,63 @@
-"""Where documents come from: files in, documents and bad records out.
+"""Where documents come from: files in, pieces, documents and bad records out.
 
-A source is a function `(path, options) -> Iterator[Document | BadRecord]`; a new one is such a
-function and a line in `SOURCES`. Bad input is yielded as a `BadRecord`, never raised: one broken
-line must not end a build of hours (contracts, section 4). Byte offsets count in the decompressed
-stream.
+A source is two functions (docs/design/0005-data-plane.md). `pieces(file, file_index, options)` runs
+in the parent and only reads, decompresses and cuts; `parse(piece, options)` runs in a worker and
+decodes, cleans and splits into sentences. A new source is such a pair and a line in `SOURCES`:
+
+    text, jsonl      line_files.py, through the buffer of pieces.py
+    parquet, hf      tables.py and hub_datasets.py
+    all              input_files.py finds and opens, documents.py cleans (cleaning.py), splits
+                     (sentences.py) and keeps the limits; records.py holds what travels
+
+Bad input becomes a `BadRecord`, never an exception: one broken line must not end a build of hours
+(contracts, section 4). What does raise is a disk or a network that fails.
 """
 
-import bz2
-import glob
-import gzip
-import io
-import json
-import lzma
-import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, cast
 
+from electra_dist.data import hub_datasets, input_files, line_files, tables
+from electra_dist.data.documents import note_continued
+from electra_dist.data.input_files import InputFile
+from electra_dist.data.records import BadRecord, Document, ParsedPiece, Piece, SourceOptions
 from electra_dist.errors import UserError
 
-NOT_UTF8 = "not UTF-8"
-NOT_UNICODE = "the text holds half of a surrogate pair"
-NOT_JSON = "not JSON"
-NOT_AN_OBJECT = "not a JSON object"
-NO_FIELD = "the text field is missing"
-FIELD_NOT_A_STRING = "the text field is not a string"
-DAMAGED_ARCHIVE = "the archive is cut short or damaged from here on"
-TOO_LARGE = "over max_document_bytes"
-
-_OPENERS: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-# Binary containers that a line reader would only turn into thousands of quarantine records.
-_UNREADABLE_SUFFIXES = {".zst", ".zip", ".tar", ".tgz", ".7z", ".lz4", ".parquet", ".arrow"}
+__all__ = [
+    "SOURCES",
+    "BadRecord",
+    "Document",
+    "InputFile",
+    "ParsedPiece",
+    "Piece",
+    "Source",
+    "SourceOptions",
+    "find_files",
+    "parse",
+    "pieces",
+    "read",
+    "source_named",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What a source may be told."""
+class Source:
+    """A kind of input."""
 
-    text_field: str = "text"
-    """jsonl: the field that holds a record's text."""
-    max_document_bytes: int = 64 << 20
-    """A longer document or line is quarantined: a document is held in memory as a whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document: its non-blank lines, stripped, in order. No sentences: an empty document."""
-
-    sentences: tuple[str, ...]
-    num_records: int
-    """Lines of the file that it was made of: the quarantine share is measured against them."""
+    pieces: Callable[[InputFile, int, SourceOptions], Iterator[Piece]]
+    """`(file, file_index, options)`: in order, bounded in memory whatever the file."""
+    parse: Callable[[Piece, SourceOptions], ParsedPiece]
+    find: Callable[[Sequence[str]], list[InputFile]] = input_files.find_files
+    """What the words after --input stand for."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """One record that cannot be used, to be written to quarantine.jsonl."""
-
-    byte_offset: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """One file of the input."""
-
-    path: Path
-    name: str
-    """Relative to the folder it was found in, else as given: nothing that differs by machine."""
-    given: str
-    """The --input word that led to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    byte_offset: int
-    text: str
-
-
-Source = Callable[[Path, SourceOptions], Iterator[Document | BadRecord]]
-
-
-def read_text(path: Path, options: SourceOptions) -> Iterator[Document | BadRecord]:
-    """Plain text: a line is a sentence; blank lines and the file's end separate documents."""
-    sentences: list[str] = []
-    first_offset = num_bytes = 0
-
-    def document() -> Iterator[Document | BadRecord]:
-        if num_bytes > options.max_document_bytes:
-            yield BadRecord(first_offset, TOO_LARGE)
-        elif sentences:
-            yield Document(tuple(sentences), len(sentences))
-
-    for line in _read_lines(path, options.max_document_bytes):
-        if isinstance(line, BadRecord):
-            yield line
-            continue
-        text = line.text.strip()
-        if not text:
-            yield from document()
-            sentences, num_bytes = [], 0
-            continue
-        if num_bytes == 0:
-            first_offset = line.byte_offset
-        num_bytes += len(text.encode())
-        if num_bytes <= options.max_document_bytes:
-            sentences.append(text)
-        else:
-            sentences = []
-    yield from document()
-
-
-def read_jsonl(path: Path, options: SourceOptions) -> Iterator[Document | BadRecord]:
-    """JSON lines: each line is a document; the lines of its text field are the sentences."""
-    for line in _read_lines(path, options.max_document_bytes):
-        if isinstance(line, BadRecord):
-            yield line
-        elif line.text.strip():
-            yield _parse_record(line, options.text_field)
-
-
-SOURCES: dict[str, Source] = {"text": read_text, "jsonl": read_jsonl}
+SOURCES: dict[str, Source] = {
+    "text": Source(pieces=line_files.text_pieces, parse=line_files.parse_text),
+    "jsonl": Source(pieces=line_files.jsonl_pieces, parse=line_files.parse_jsonl),
+    "parquet": Source(pieces=tables.parquet_pieces, parse=tables.parse_rows),
+    "hf": Source(
+        pieces=hub_datasets.hf_pieces, parse=tables.parse_rows, find=hub_datasets.find_datasets
+    ),
+}
 
 
 def source_named(kind: str) -> Source:
@@ -131,96 +67,32 @@ def source_named(kind: str) -> Source:
     return SOURCES[kind]
 
 
-def find_files(inputs: Sequence[str]) -> list[InputFile]:
-    """The files behind a list of files, folders (all below, sorted, without hidden ones) and globs.
+def find_files(inputs: Sequence[str], kind: str = "text") -> list[InputFile]:
+    """The files behind --input. Raises UserError where one is missing or cannot be read."""
+    return source_named(kind).find(inputs)
 
-    Raises UserError for a path that is missing, a folder or glob without files, or a container that
-    is not read here.
+
+def pieces(kind: str, file: InputFile, file_index: int, options: SourceOptions) -> Iterator[Piece]:
+    """The pieces of a file, in order: the same ones for the same file and options.
+
+    Holds a few pieces in memory, whatever the file. Raises OSError where a disk fails.
     """
-    if not inputs:
-        raise UserError("--input is empty: give at least one file, folder or glob")
-    files = [file for given in inputs for file in _expand(given)]
-    for file in files:
-        if file.path.suffix.lower() in _UNREADABLE_SUFFIXES:
-            raise UserError(
-                f"--input {file.path} is a {file.path.suffix} file, which is not read here:"
-                " give plain text or JSON lines, as they are or as .gz, .xz or .bz2"
-            )
-        if not os.access(file.path, os.R_OK):
-            raise UserError(f"--input {file.path} may not be read by this user: change its rights")
-    return files
+    return source_named(kind).pieces(file, file_index, options)
 
 
-def _expand(given: str) -> list[InputFile]:
-    path = Path(given)
-    if path.is_file():
-        return [InputFile(path, path.name, given)]
-    if path.is_dir():
-        below = ((file.relative_to(path), file) for file in path.rglob("*") if file.is_file())
-        visible = [(n, f) for n, f in below if not any(part.startswith(".") for part in n.parts)]
-        found = [InputFile(f, n.as_posix(), given) for n, f in sorted(visible)]
-    elif glob.has_magic(given):
-        matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (keeps the spelling given)
-        found = [InputFile(Path(match), match, given) for match in matches if Path(match).is_file()]
-    else:
-        raise UserError(f"--input {given} does not exist: check the path")
-    if not found:
-        raise UserError(f"--input {given} leads to no file: check the folder or the pattern")
-    return found
+def parse(kind: str, piece: Piece, options: SourceOptions) -> ParsedPiece:
+    """What a piece holds, `piece.error` included."""
+    parsed = ParsedPiece()
+    if piece.payload:
+        parsed = source_named(kind).parse(piece, options)
+        note_continued(parsed, piece)
+    if piece.error is not None:
+        parsed.bad_records.append(piece.error)
+        parsed.num_records += 1
+    return parsed
 
 
-def _parse_record(line: _Line, text_field: str) -> Document | BadRecord:
-    try:
-        record = json.loads(line.text)
-    except (ValueError, RecursionError):  # RecursionError: a line of a million brackets
-        return BadRecord(line.byte_offset, NOT_JSON)
-    if not isinstance(record, dict):
-        return BadRecord(line.byte_offset, NOT_AN_OBJECT)
-    if text_field not in record:
-        return BadRecord(line.byte_offset, NO_FIELD)
-    text = record[text_field]
-    if not isinstance(text, str):
-        return BadRecord(line.byte_offset, FIELD_NOT_A_STRING)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON may say "\ud800", which no tokenizer and no file can take
-        return BadRecord(line.byte_offset, NOT_UNICODE)
-    stripped = (sentence.strip() for sentence in text.split("\n"))
-    return Document(tuple(sentence for sentence in stripped if sentence), 1)
-
-
-def _read_lines(path: Path, max_line_bytes: int) -> Iterator[_Line | BadRecord]:
-    """The lines of a plain or compressed UTF-8 file; one over the limit is skipped in pieces."""
-    offset = 0
-    with _open(path) as stream:
-        try:
-            while raw := stream.readline(max_line_bytes + 1):
-                start, offset = offset, offset + len(raw)
-                if len(raw) > max_line_bytes and not raw.endswith(b"\n"):
-                    while rest := stream.readline(1 << 20):
-                        offset += len(rest)
-                        if rest.endswith(b"\n"):
-                            break
-                    yield BadRecord(start, TOO_LARGE)
-                    continue
-                try:
-                    text = raw.decode("utf-8-sig" if start == 0 else "utf-8")
-                except UnicodeDecodeError:
-                    yield BadRecord(start, NOT_UTF8)
-                    continue
-                yield _Line(start, text)
-        except (EOFError, zlib.error, lzma.LZMAError):
-            yield BadRecord(offset, DAMAGED_ARCHIVE)
-        except OSError as error:
-            # gzip and bz2 report damage as an OSError without a number; a disk that fails has one
-            # and must stop the build.
-            if error.errno is not None:
-                raise
-            yield BadRecord(offset, DAMAGED_ARCHIVE)
-
-
-def _open(path: Path) -> BinaryIO:
-    opener = _OPENERS.get(path.suffix.lower())
-    if opener is None:
-        return path.open("rb")
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, opener(path, "rb")), 1 << 20))
+def read(kind: str, file: InputFile, options: SourceOptions) -> Iterator[Document]:
+    """The documents of a file one after the other, bad records left out."""
+    for piece in pieces(kind, file, 0, options):
+        yield from parse(kind, piece, options).documents

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import safetensors.numpy
 import xxhash
 
+from electra_dist.data.arrays import Array as Array
+from electra_dist.data.arrays import read_arrays as read_arrays
+from electra_dist.data.remote import Cache, RemoteFolder, is_address
 from electra_dist.errors import UserError
 from electra_dist.runtime.files import fsync_folder, write_bytes_atomic
 
@@ -30,28 +31,12 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "held_out")
 TOKEN_FILE_PREFIX = {"train": "tokens", "held_out": "held_out"}
 EXAMPLE_FILE_PREFIX = {"train": "examples", "held_out": "held_out_examples"}
-PACKING_MODES = ("full", "google")
-
-Array = npt.NDArray[Any]
+PACKING_MODES = ("full", "google", "packed")
 
 _CORPUS_FIELDS = (
     *("fingerprint", "tokenizer", "vocab_size", "dtype", "special_ids", "splits", "unigram"),
     *("sources", "empty_documents", "quarantine"),
 )
-_DTYPES: dict[str, npt.DTypeLike] = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "I16": np.int16,
-    "U32": np.uint32,
-    "I32": np.int32,
-    "U64": np.uint64,
-    "I64": np.int64,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,26 +86,50 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedExamples:
+    """Rows of mode `packed` over a token shard. A row is the tokens from its start to the next's.
+
+    They are cut into blocks, each a document or a part of one; E rows, K blocks.
+    """
+
+    start: Array
+    """int64 [E]."""
+    block_offsets: Array
+    """int64 [E + 1] into block_lengths: the blocks of row e are block_offsets[e : e + 2]."""
+    block_lengths: Array
+    """uint16 [K], tokens of a block without its [CLS] and [SEP], at least 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """A corpus on disk, opened for reading."""
 
     folder: Path
+    """Of a corpus at an address: where its files lie in the cache, once they are fetched."""
     manifest: dict[str, Any]
+    remote: RemoteFolder | None = None
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Corpus":
+    def open(cls, folder: str | Path, cache: Cache | None = None) -> "Corpus":
         """Reads the manifest and checks that every file is there in its full size.
+
+        Args:
+            folder: a path or an fsspec address, whose files are fetched when they are first read.
+            cache: where those of an address are kept.
 
         Raises UserError when this is no corpus, was written by a newer version, or a file is
         missing or cut short.
         """
-        folder = Path(folder)
-        manifest = read_manifest(folder, "corpus", "build one with `electra-dist corpus build`")
+        remote = RemoteFolder.at(str(folder), cache or Cache.at()) if is_address(folder) else None
+        where = remote or Path(folder)
+        manifest = read_manifest(where, "corpus", "build one with `electra-dist corpus build`")
         lacking = [name for name in _CORPUS_FIELDS if name not in manifest]
         if lacking:
-            raise UserError(f"{folder}/manifest.json lacks {lacking[0]!r}: copy the folder again")
-        check_sizes(folder, [*token_file_records(manifest), manifest["unigram"]])
-        return cls(folder=folder, manifest=manifest)
+            raise UserError(f"{where}/manifest.json lacks {lacking[0]!r}: copy the folder again")
+        if remote is not None:
+            return cls(folder=remote.local, manifest=manifest, remote=remote)
+        check_sizes(Path(folder), [*token_file_records(manifest), manifest["unigram"]])
+        return cls(folder=Path(folder), manifest=manifest)
 
     @property
     def fingerprint(self) -> str:
@@ -140,12 +149,20 @@ class Corpus:
     @property
     def tokenizer_path(self) -> Path:
         """The corpus's tokenizer.json."""
-        return self.folder / str(self.manifest["tokenizer"]["file"])
+        entry = self.manifest["tokenizer"]
+        return self.folder / str(entry["file"]) if not self.remote else self.remote.fetch(entry)
 
     def shards(self, split: str) -> list[TokenShard]:
         """The token shards of "train" or "held_out"."""
-        records = self.manifest["splits"][split]["shards"]
-        return [TokenShard(**read_arrays(self.folder / r["file"])) for r in records]
+        return [self.shard(split, index) for index in range(len(self.records(split)))]
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """The manifest's entries of the token files of a split."""
+        return list(self.manifest["splits"][split]["shards"])
+
+    def shard(self, split: str, index: int) -> TokenShard:
+        """One of them; at an address it is fetched now."""
+        return TokenShard(**_arrays_of(self.folder, self.remote, self.records(split)[index]))
 
     def token_shards(self, split: str) -> list[Array]:
         """Only the tokens of each shard: uint16 or uint32 [T], memory-mapped."""
@@ -153,7 +170,7 @@ class Corpus:
 
     def unigram_counts(self) -> Array:
         """int64 [vocab_size]: how often each id stands in the train split."""
-        return read_arrays(self.folder / self.manifest["unigram"]["file"])["counts"]
+        return _arrays_of(self.folder, self.remote, self.manifest["unigram"])["counts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,20 +179,24 @@ class Packing:
 
     folder: Path
     manifest: dict[str, Any]
+    remote: RemoteFolder | None = None
 
     @classmethod
     def open(cls, corpus: Corpus, length: int, mode: str = "full") -> "Packing":
         """Opens `pack_<length>_<mode>` (UserError: missing, damaged or made over other tokens)."""
         folder = packing_folder(corpus.folder, length, mode)
-        remedy = f"run `electra-dist corpus pack {corpus.folder} --length {length} --mode {mode}`"
-        manifest = read_manifest(folder, "packing", remedy)
+        remote = corpus.remote / folder.name if corpus.remote else None
+        place = corpus.remote or corpus.folder
+        remedy = f"run `electra-dist corpus pack {place} --length {length} --mode {mode}`"
+        manifest = read_manifest(remote or folder, "packing", remedy)
         if manifest["corpus_fingerprint"] != corpus.fingerprint:
             raise UserError(
                 f"{folder} was packed over corpus {manifest['corpus_fingerprint']},"
                 f" this is {corpus.fingerprint}: remove it and {remedy}"
             )
-        check_sizes(folder, manifest["files"])
-        return cls(folder=folder, manifest=manifest)
+        if remote is None:
+            check_sizes(folder, manifest["files"])
+        return cls(folder=folder, manifest=manifest, remote=remote)
 
     @property
     def fingerprint(self) -> str:
@@ -189,8 +210,29 @@ class Packing:
 
     def examples(self, split: str) -> list[Examples]:
         """The examples of "train" or "held_out", an entry for each of `Corpus.shards`."""
-        records = [record for record in self.manifest["files"] if record["split"] == split]
-        return [Examples(**read_arrays(self.folder / record["file"])) for record in records]
+        return [Examples(**self.arrays(record)) for record in self.records(split)]
+
+    def packed_examples(self, split: str) -> list[PackedExamples]:
+        """The same of mode `packed`, whose rows are blocks instead of two segments."""
+        return [PackedExamples(**self.arrays(record)) for record in self.records(split)]
+
+    def shard_examples(self, split: str, index: int) -> Examples | PackedExamples:
+        """Those of one shard; at an address they are fetched now."""
+        kind = PackedExamples if self.mode == "packed" else Examples
+        return kind(**self.arrays(self.records(split)[index]))
+
+    def records(self, split: str) -> list[dict[str, Any]]:
+        """The manifest's entries of the example files of a split, one a shard."""
+        return [record for record in self.manifest["files"] if record["split"] == split]
+
+    def arrays(self, record: Mapping[str, Any]) -> dict[str, Array]:
+        """What the file of one of the manifest's records holds."""
+        return _arrays_of(self.folder, self.remote, record)
+
+    @property
+    def mode(self) -> str:
+        """One of PACKING_MODES."""
+        return str(self.manifest["mode"])
 
 
 def packing_folder(corpus_folder: Path, length: int, mode: str) -> Path:
@@ -203,9 +245,9 @@ def token_file_records(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [record for split in SPLITS for record in manifest["splits"][split]["shards"]]
 
 
-def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
+def read_manifest(folder: Path | RemoteFolder, what: str, remedy: str) -> dict[str, Any]:
     """Reads folder/manifest.json (UserError: missing, unreadable or of another format version)."""
-    path = folder / "manifest.json"
+    path: Path | RemoteFolder = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["format_version"]
@@ -235,24 +277,12 @@ def check_sizes(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
             raise UserError(f"{path} {found}: copy the folder again or build it again")
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file as read-only views of a memory map.
-
-    Raises UserError when the file is not a whole safetensors file.
-    """
-    try:
-        data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-        header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        header = json.loads(data[8:header_end].tobytes())
-        header.pop("__metadata__", None)
-        arrays: dict[str, Array] = {}
-        for name, entry in header.items():
-            start, end = (header_end + offset for offset in entry["data_offsets"])
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            arrays[name] = data[start:end].view(dtype).reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged (no whole safetensors file: {error})") from None
-    return arrays
+def _arrays_of(
+    folder: Path, remote: RemoteFolder | None, record: Mapping[str, Any]
+) -> dict[str, Array]:
+    if remote is None:
+        return read_arrays(folder / record["file"])
+    return remote.read(record, read_arrays)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> FileRecord:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -23,8 +24,19 @@ from tokenizers import (
 
 from electra_dist.data.store import Array, SpecialIds
 from electra_dist.errors import UserError
+from electra_dist.runtime.special_tokens import NAMES, special_tokens
 
-SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+SPECIAL_TOKENS = {role: names[0] for role, names in NAMES.items()}
+"""BERT's names: those of the vocabularies that are trained here."""
+# How a token begins in scripts without spaces: Chinese characters, kana, full-width punctuation.
+_SPACELESS = (
+    "[\u3000-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+# The same by the first byte of UTF-8 as byte-level BPE spells it: U+3000 to 9FFF, F000 to FFFF and
+# from 10000 on. A token that begins within a character starts no word.
+_SPACELESS_BYTES = "[\xe3-\xe9\xef\xf0]"
+# Encodings take about 100 bytes a token: a few thousand sentences stay within a core's cache.
+_BATCH_SENTENCES = 2048
 _KINDS = {"WordPiece": "wordpiece", "BPE": "bpe", "Unigram": "unigram"}
 
 
@@ -39,6 +51,8 @@ class TokenizerFacts:
     vocab_size: int
     """Largest id + 1."""
     special_ids: SpecialIds
+    special_tokens: dict[str, str]
+    """Role -> how this vocabulary calls it: "cls" -> "[CLS]", or "<s>" as in RoBERTa's."""
 
     @property
     def dtype(self) -> npt.DTypeLike:
@@ -63,13 +77,23 @@ class EncodedDocuments:
     tokens: Array
     """uint16 or uint32 [T]."""
     sentence_lengths: Array
-    """int64 [S] in tokens, each at least 1."""
+    """uint32 [S] in tokens, each at least 1."""
     document_lengths: Array
-    """int64 [D] in sentences, each at least 1."""
-    held_out: npt.NDArray[np.bool_]
-    """bool [D]."""
-    input_index: Array
-    """int64 [D]: which of the documents handed in this is; those without a token are left out."""
+    """uint32 [D] in sentences, each at least 1."""
+    text_hashes: Array
+    """uint64 [D, 2]: xxh3-128 of each document's text, the high half first."""
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> tuple[Array, Array, Array]:
+        """Tokens, sentence lengths and document lengths of the chosen documents (bool [D])."""
+        if chosen.all():
+            return self.tokens, self.sentence_lengths, self.document_lengths
+        sentences = np.repeat(chosen, self.document_lengths)
+        tokens = np.repeat(sentences, self.sentence_lengths)
+        return (
+            self.tokens[tokens],
+            self.sentence_lengths[sentences],
+            self.document_lengths[chosen],
+        )
 
 
 def load_tokenizer(
@@ -79,10 +103,11 @@ def load_tokenizer(
 
     `lowercase` and `strip_accents` (None: follows lowercase) are for a vocab.txt; a tokenizer.json
     says it itself. The result has no truncation or padding, encodes a literal "[MASK]" as text, and
-    adds [CLS] A [SEP] B [SEP] when asked for special tokens. Raises UserError when the file is
-    missing, broken or lacks a special token.
+    adds [CLS] A [SEP] B [SEP] when asked for special tokens, by the names that its vocabulary has
+    for them (RoBERTa's: <s> A </s> B </s>). Raises UserError when the file is missing, broken or
+    lacks a special token.
     """
-    path = _tokenizer_file(Path(path))
+    path = tokenizer_file(path)
     if path.suffix == ".json":
         try:
             tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
@@ -114,6 +139,18 @@ def wordpiece_tokenizer(
     return _prepare(tokenizer, name)
 
 
+def tokenizer_file(path: str | Path) -> Path:
+    """The file itself, or the one in a folder (UserError: there is none)."""
+    path = Path(path)
+    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"tokenizer {path} does not exist: give a tokenizer.json, a vocab.txt, or `train`"
+    )
+
+
 def tokenizer_sha256(path: str | Path) -> str:
     """sha256 of the file's bytes, hexadecimal: what a corpus, a run and an export compare."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -126,7 +163,8 @@ def describe(tokenizer: Tokenizer) -> TokenizerFacts:
     if kind not in _KINDS:
         raise UserError(f"tokenizer model {kind} is not supported: use {', '.join(_KINDS)}")
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    ids = {name: vocab[token] for name, token in SPECIAL_TOKENS.items()}
+    names = special_tokens(content)
+    ids = {role: vocab[name] for role, name in names.items()}
     parts = list(_normalizers(content["normalizer"]))
     lowercase = any(p["type"] == "Lowercase" or p.get("lowercase") for p in parts)
     strips = (
@@ -139,15 +177,18 @@ def describe(tokenizer: Tokenizer) -> TokenizerFacts:
         strip_accents=any(strips),
         vocab_size=max(vocab.values()) + 1,
         special_ids=SpecialIds(**ids),
+        special_tokens=names,
     )
 
 
 def word_start_rule(tokenizer: Tokenizer) -> WordStartRule:
     """Word starts by spelling: no "##" (WordPiece), "Ġ" (byte-level BPE) or "▁" (Unigram) in front.
 
-    A vocabulary with no such mark makes every token a word.
+    Chinese and Japanese write no spaces: there each token is a word, as with WordPiece, which
+    splits at Chinese characters. A vocabulary with no such mark makes every token a word.
     """
-    model = json.loads(tokenizer.to_str())["model"]
+    content = json.loads(tokenizer.to_str())
+    model = content["model"]
     spelling = {id_: token for token, id_ in tokenizer.get_vocab(with_added_tokens=True).items()}
     tokens = [spelling.get(id_, "") for id_ in range(max(spelling) + 1)]
     prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
@@ -158,7 +199,9 @@ def word_start_rule(tokenizer: Tokenizer) -> WordStartRule:
     else:
         marks = {mark: sum(token.startswith(mark) for token in tokens) for mark in "Ġ▁"}
         mark = max(marks, key=lambda m: marks[m])
-        table = [not marks[mark] or token.startswith(mark) for token in tokens]
+        spaceless = _SPACELESS_BYTES if mark == "Ġ" else _SPACELESS
+        starts = re.compile(f"{mark}|{spaceless}")
+        table = [not marks[mark] or bool(starts.match(token)) for token in tokens]
     return WordStartRule(table=np.array(table), of_previous_token=bool(suffix and not prefix))
 
 
@@ -177,53 +220,54 @@ def pack_word_starts(rule: WordStartRule, tokens: Array, sentence_offsets: Array
 
 
 def encode_documents(
-    tokenizer: Tokenizer,
-    facts: TokenizerFacts,
-    documents: Sequence[tuple[str, ...]],
-    held_out_share: float,
+    tokenizer: Tokenizer, facts: TokenizerFacts, documents: Sequence[tuple[str, ...]]
 ) -> EncodedDocuments:
     """Encodes documents (tuples of sentences) without special tokens.
 
     Sentences and documents that give no token vanish.
     """
     sentences = list(chain.from_iterable(documents))
-    encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
-    lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64, len(encodings))
-    ids = chain.from_iterable(encoding.ids for encoding in encodings)
-    tokens = np.fromiter(ids, facts.dtype, int(lengths.sum()))
+    batches = range(0, len(sentences), _BATCH_SENTENCES)
+    encoded = [
+        _encode_sentences(tokenizer, facts, sentences[i : i + _BATCH_SENTENCES]) for i in batches
+    ]
+    tokens = np.concatenate([np.zeros(0, facts.dtype), *(tokens for tokens, _ in encoded)])
+    lengths = np.concatenate([np.zeros(0, np.uint32), *(lengths for _, lengths in encoded)])
     # A vocabulary may spell "[MASK]" from text without the added-token path (Unigram, or a
     # tokenizer that splits at spaces only): such ids would be taken for ours in training.
     special = facts.special_ids
-    tokens[np.isin(tokens, [special.pad, special.cls, special.sep, special.mask])] = special.unk
+    for reserved in (special.pad, special.cls, special.sep, special.mask):
+        tokens[tokens == reserved] = special.unk
 
     owner = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
     kept_sentences = np.bincount(owner[lengths > 0], minlength=len(documents))
     kept = np.flatnonzero(kept_sentences)
-    held_out = np.array(
-        [is_held_out(documents[i], held_out_share) for i in kept.tolist()], np.bool_
-    )
+    digests = b"".join(text_digest(documents[i]) for i in kept.tolist())
     return EncodedDocuments(
         tokens=tokens,
         sentence_lengths=lengths[lengths > 0],
-        document_lengths=kept_sentences[kept],
-        held_out=held_out,
-        input_index=kept,
+        document_lengths=kept_sentences[kept].astype(np.uint32),
+        text_hashes=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
     )
 
 
-def is_held_out(sentences: Sequence[str], share: float) -> bool:
-    """Decides by the text alone (xxh3-64 scaled to [0, 1)): copies are held out together."""
-    return xxhash.xxh3_64_intdigest("\n".join(sentences).encode()) / 2**64 < share
+def text_digest(sentences: Sequence[str]) -> bytes:
+    """xxh3-128 of a document's text: what exact duplicates share, whatever file they are in."""
+    return xxhash.xxh3_128_digest("\n".join(sentences).encode())
 
 
-def _tokenizer_file(path: Path) -> Path:
-    candidates = [path / "tokenizer.json", path / "vocab.txt"] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise UserError(
-        f"tokenizer {path} does not exist: give a tokenizer.json, a vocab.txt, or `train`"
-    )
+def is_held_out(text_hashes: Array, share: float) -> npt.NDArray[np.bool_]:
+    """Bool [D] by the text alone (the hash scaled to [0, 1)): copies are held out together."""
+    return text_hashes[:, 0] < np.uint64(share * 2**64)
+
+
+def _encode_sentences(
+    tokenizer: Tokenizer, facts: TokenizerFacts, sentences: list[str]
+) -> tuple[Array, Array]:
+    encodings = tokenizer.encode_batch_fast(sentences, add_special_tokens=False)
+    lengths = np.fromiter(map(len, encodings), np.uint32, len(encodings))
+    ids = chain.from_iterable(encoding.ids for encoding in encodings)
+    return np.fromiter(ids, facts.dtype, int(lengths.sum())), lengths
 
 
 def _read_vocab(path: Path) -> dict[str, int]:
@@ -241,24 +285,39 @@ def _read_vocab(path: Path) -> dict[str, int]:
 
 
 def _prepare(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    missing = [token for token in SPECIAL_TOKENS.values() if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise UserError(
-            f"tokenizer {name} lacks {' '.join(missing)}:"
-            f" give one that holds {' '.join(SPECIAL_TOKENS.values())}"
-        )
+    content = json.loads(tokenizer.to_str())
+    names = special_tokens(content)
+    _check_special_tokens(tokenizer, names, name)
     tokenizer.add_special_tokens(
-        [AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS.values()]
+        [AddedToken(token, normalized=False, special=True) for token in names.values()]
     )
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    cls, sep = names["cls"], names["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _check_special_tokens(tokenizer: Tokenizer, names: dict[str, str], name: str) -> None:
+    if missing := [role for role in SPECIAL_TOKENS if role not in names]:
+        lacking = " ".join(SPECIAL_TOKENS[role] for role in missing)
+        like_roberta = any(token.startswith("<") for token in names.values())
+        add = [NAMES[role][like_roberta] for role in missing]
+        raise UserError(
+            f"tokenizer {name} lacks {lacking}: add a line for each to a vocab.txt, or"
+            f" tokenizer.add_special_tokens({add}) and save it"
+        )
+    ids = {token: tokenizer.token_to_id(token) for token in names.values()}
+    if len(set(ids.values())) < len(SPECIAL_TOKENS):
+        raise UserError(
+            f"tokenizer {name} has one id for several special tokens ({ids}):"
+            " give one in which each has its own"
+        )
 
 
 def _normalizers(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

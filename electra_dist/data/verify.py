@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from electra_dist.data import store
-from electra_dist.data.packing import used_length
+from electra_dist.data.examples import used_lengths
 from electra_dist.data.tokenize import tokenizer_sha256
 from electra_dist.errors import UserError
 
@@ -52,9 +52,11 @@ def _corpus_problems(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     parts = [*hashes, manifest["tokenizer"]["sha256"], manifest["dtype"]]
     if store.fingerprint_of(parts) != manifest["fingerprint"]:
         problems.append("manifest.json: the fingerprint is not that of the recorded hashes")
+    store_is_whole = not problems
     for pack in sorted(folder.glob("pack_*")):
         if (pack / "manifest.json").is_file() and not pack.name.endswith(".building"):
-            problems += [f"{pack.name}/{problem}" for problem in _packing_problems(pack, manifest)]
+            found = _packing_problems(pack, manifest, store_is_whole)
+            problems += [f"{pack.name}/{problem}" for problem in found]
     return problems
 
 
@@ -118,12 +120,12 @@ def _shard_problems(
     return problems
 
 
-def _packing_problems(folder: Path, corpus: Mapping[str, Any]) -> list[str]:
+def _packing_problems(folder: Path, corpus: Mapping[str, Any], store_is_whole: bool) -> list[str]:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         if manifest["corpus_fingerprint"] != corpus["fingerprint"]:
             return ["manifest.json: packed over another corpus (fingerprint differs); pack again"]
-        files = manifest["files"]
+        files, length = manifest["files"], manifest["length"]
         recorded = [*files, *manifest.get("frozen", [])]
         problems = [p for record in recorded for p in _file_problems(folder, record)]
         if problems:
@@ -135,7 +137,10 @@ def _packing_problems(folder: Path, corpus: Mapping[str, Any]) -> list[str]:
                 problems.append(f"manifest.json: files or {key} of {split} do not match")
                 continue
             for record, shard in zip(records, shards, strict=True):
-                problems += _example_problems(folder, record, shard["tokens"], manifest["length"])
+                if manifest["mode"] != "packed":
+                    problems += _example_problems(folder, record, shard["tokens"], length)
+                elif store_is_whole:  # else what it says of documents is not to be relied on
+                    problems += _block_problems(folder, record, shard, length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"manifest.json is damaged or lacks a field: {error!r}"]
     return problems
@@ -151,8 +156,32 @@ def _example_problems(
         problems.append(
             f"{record['file']}: holds {len(examples.start)} examples, recorded {record['examples']}"
         )
-    if np.any(examples.length_a < 1) or np.any(used_length(examples) > length):
+    if np.any(examples.length_a < 1) or np.any(used_lengths(examples) > length):
         problems.append(f"{record['file']}: an example is empty or longer than {length}")
     if np.any(examples.start < 0) or np.any(examples.start + taken > num_tokens):
         problems.append(f"{record['file']}: an example reaches outside its token shard")
+    return problems
+
+
+def _block_problems(
+    folder: Path, record: Mapping[str, Any], shard: Mapping[str, Any], length: int
+) -> list[str]:
+    """Rows of mode `packed`: none too long, tiling the shard, each block within one document."""
+    name, examples = record["file"], store.PackedExamples(**_arrays(folder, record))
+    store_arrays = _arrays(folder.parent, shard)
+    document_ends = store_arrays["sentence_offsets"][store_arrays["document_offsets"][1:]]
+    offsets, lengths = examples.block_offsets, examples.block_lengths
+    if len(examples.start) != record["examples"]:
+        return [f"{name}: holds {len(examples.start)} examples, recorded {record['examples']}"]
+    in_order = len(offsets) == len(examples.start) + 1 and bool(np.all(np.diff(offsets) > 0))
+    if not in_order or offsets[0] != 0 or offsets[-1] != len(lengths) or np.any(lengths < 1):
+        return [f"{name}: a row or a block is empty, or blocks are missing"]
+    problems = []
+    if np.any(used_lengths(examples) > length):
+        problems.append(f"{name}: a row is longer than {length}")
+    bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if not np.array_equal(bounds[offsets[:-1]], examples.start):
+        problems.append(f"{name}: a row does not start where the one before it ends")
+    if bounds[-1] != document_ends[-1] or not np.isin(document_ends, bounds).all():
+        problems.append(f"{name}: a block reaches over a document's end, or tokens are left out")
     return problems

@@ -1,77 +1,89 @@
-"""Encoding chunks of documents in worker processes, results in the order of the input."""
+"""Writing parts in worker processes. They end with the parent, however it ends."""
 
+import gc
 import multiprocessing
 import os
 import signal
-from collections import deque
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 
-from tokenizers import Tokenizer
-
-from electra_dist.data.tokenize import (
-    EncodedDocuments,
-    TokenizerFacts,
-    describe,
-    encode_documents,
-    load_tokenizer,
-)
+from electra_dist.data.parts import Encoder, EncoderSetup, PartTask
+from electra_dist.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Consecutive documents of the input, some of them perhaps empty."""
+def write_parts(
+    tasks: Iterable[PartTask], setup: EncoderSetup, num_workers: int
+) -> Iterator[tuple[PartTask, int, int]]:
+    """Writes the part of each task; yields it with its documents and tokens, in any order.
 
-    documents: list[tuple[str, ...]]
-    file_index: list[int]
-    """For each document the input file that it came from."""
-
-
-def encode_chunks(
-    chunks: Iterable[Chunk], tokenizer_path: Path, held_out_share: float, num_workers: int
-) -> Iterator[tuple[Chunk, EncodedDocuments]]:
-    """Yields each chunk with its encoding, in order; holds at most `2 num_workers + 1` chunks."""
+    Holds a few more tasks than there are workers. Raises UserError when a worker was killed, and
+    what a worker raised.
+    """
     if num_workers == 1:
-        tokenizer = load_tokenizer(tokenizer_path)
-        facts = describe(tokenizer)
-        for chunk in chunks:
-            yield chunk, encode_documents(tokenizer, facts, chunk.documents, held_out_share)
+        encoder = Encoder(setup)
+        for task in tasks:
+            yield task, *encoder.write(task)
         return
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer_path, held_out_share),
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(setup, reader)
     )
-    with executor:
-        try:
-            waiting: deque[tuple[Chunk, Future[EncodedDocuments]]] = deque()
-            for chunk in chunks:
-                waiting.append((chunk, executor.submit(_encode, chunk.documents)))
-                if len(waiting) > 2 * num_workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        except BaseException:
-            executor.shutdown(wait=True, cancel_futures=True)
-            raise
+    running: dict[Future[tuple[int, int]], PartTask] = {}
+    try:
+        for task in tasks:
+            running[executor.submit(_write, task)] = task
+            if len(running) >= num_workers + 3:
+                yield from _done(running)
+        while running:
+            yield from _done(running)
+        executor.shutdown()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker of the build was killed (out of memory?):"
+            " give the same command again to go on, with fewer --workers if memory is short"
+        ) from None
+    finally:
+        writer.close()  # what still runs ends now: see _end_with_parent
+        executor.shutdown(cancel_futures=True)
+        reader.close()
 
 
-_worker: tuple[Tokenizer, TokenizerFacts, float]
+def _done(running: dict[Future[tuple[int, int]], PartTask]) -> Iterator[tuple[PartTask, int, int]]:
+    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in finished:
+        yield running.pop(future), *future.result()
 
 
-def _start_worker(tokenizer_path: Path, held_out_share: float) -> None:
-    global _worker
+_encoder: Encoder
+
+
+def _start_worker(setup: EncoderSetup, reader: Connection) -> None:
+    global _encoder
+    threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else every worker starts a thread a core
-    tokenizer = load_tokenizer(tokenizer_path)
-    _worker = (tokenizer, describe(tokenizer), held_out_share)
+    # Thousands of encodings a second would set it off again and again, for 5 % of the time.
+    gc.disable()
+    _encoder = Encoder(setup)
+    gc.freeze()
 
 
-def _encode(documents: list[tuple[str, ...]]) -> EncodedDocuments:
-    tokenizer, facts, held_out_share = _worker
-    return encode_documents(tokenizer, facts, documents, held_out_share)
+def _end_with_parent(reader: Connection) -> None:
+    """Waits for the pipe to close, be it that the parent gives up or that it was killed.
+
+    Workers alone would wait for work for ever: each holds an end of the others' queue.
+    """
+    try:
+        reader.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _write(task: PartTask) -> tuple[int, int]:
+    counts = _encoder.write(task)
+    gc.collect()
+    return counts

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
@@ -73,20 +74,30 @@ class Engine(Protocol):
 
 
 def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
-    """A micro-batch on `device` with its sampling noise; no attention mask where none is padded."""
+    """A micro-batch on `device` with its sampling noise; no attention mask where none is padded.
+
+    Its arrays cross to the device as small as they are and are widened there.
+    """
+
+    def widened(array: Array) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True).long()
+
     num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
     length = micro_batch.input_ids_BL.shape[1]
+    blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
     has_padding = bool((micro_batch.num_tokens_B < length).any())
     return Batch(
-        input_ids_BL=torch.from_numpy(micro_batch.input_ids_BL),
-        masked_ids_BL=torch.from_numpy(micro_batch.masked_ids_BL),
-        token_type_ids_BL=torch.from_numpy(micro_batch.token_type_ids_BL),
+        input_ids_BL=widened(micro_batch.input_ids_BL),
+        masked_ids_BL=widened(micro_batch.masked_ids_BL),
+        token_type_ids_BL=widened(micro_batch.token_type_ids_BL),
         attention_mask_BL=torch.arange(length) < num_tokens_B[:, None] if has_padding else None,
-        masked_positions_BN=torch.from_numpy(micro_batch.masked_positions_BN),
+        masked_positions_BN=widened(micro_batch.masked_positions_BN),
         masked_weights_BN=torch.from_numpy(micro_batch.masked_weights_BN),
         uniforms_BN=random.sampling_uniforms(
             micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
         ),
+        block_ids_BL=None if blocks is None else torch.from_numpy(blocks),
+        position_ids_BL=None if positions is None else torch.from_numpy(positions),
     ).to(device)
 
 

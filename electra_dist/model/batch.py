@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """One micro-batch as tensors on one device."""
 
     input_ids_BL: Tensor
-    """int64, the original row: [CLS] A [SEP] B [SEP] and padding."""
+    """int64, the original row: [CLS] A [SEP] B [SEP], or several documents, and padding."""
     masked_ids_BL: Tensor
     """int64, the same row with the generator's [MASK] tokens in place."""
     token_type_ids_BL: Tensor
@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     """float32 in [0, 1), the noise that a replacement is sampled with."""
     sampled_ids_BN: Tensor | None = None
     """int64 replacements from outside (frozen corruption, parity tests) in place of samples."""
+    block_ids_BL: Tensor | None = None
+    """int16, packed rows only: 1, 2 ... for the documents of a row and 0 for padding. A token
+    attends to its own document only."""
+    position_ids_BL: Tensor | None = None
+    """int32, packed rows only: positions, from 0 in every document."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""

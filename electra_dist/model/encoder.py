@@ -27,13 +27,19 @@ class Embeddings(nn.Module):
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout
 
-    def forward(self, input_ids_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
-        """Embed a batch of ids; returns [B, L, E]."""
-        positions_L = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        token_type_ids_BL: Tensor,
+        position_ids_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Embed a batch of ids; returns [B, L, E]. Without position ids they are 0 to L - 1."""
+        if position_ids_BL is None:  # one row for the whole batch
+            position_ids_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
         embedded_BLE = (
             self.word(input_ids_BL)
             + self.token_type(token_type_ids_BL)
-            + self.position(positions_L)
+            + self.position(position_ids_BL)
         )
         return F.dropout(self.layer_norm(embedded_BLE), self.dropout, self.training)
 
@@ -53,10 +59,10 @@ class Layer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, hidden_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
-        """One layer; `mask_B11L` is True where a key may be read, None where nothing is padded."""
+    def forward(self, hidden_BLD: Tensor, mask_B1QL: Tensor | None) -> Tensor:
+        """One layer; `mask_B1QL` (Q: 1 or L) is True where a query may read a key, None: always."""
         attended_BLD = F.dropout(
-            self.attention_output(self._attend(hidden_BLD, mask_B11L)),
+            self.attention_output(self._attend(hidden_BLD, mask_B1QL)),
             self.hidden_dropout,
             self.training,
         )
@@ -66,7 +72,7 @@ class Layer(nn.Module):
         normed_BLD: Tensor = self.ffn_layer_norm(hidden_BLD + out_BLD)
         return normed_BLD
 
-    def _attend(self, hidden_BLD: Tensor, mask_B11L: Tensor | None) -> Tensor:
+    def _attend(self, hidden_BLD: Tensor, mask_B1QL: Tensor | None) -> Tensor:
         batch, length, width = hidden_BLD.shape
         qkv_3BHLA = (
             self.qkv(hidden_BLD)
@@ -78,7 +84,7 @@ class Layer(nn.Module):
             query_BHLA,
             key_BHLA,
             value_BHLA,
-            attn_mask=mask_B11L,
+            attn_mask=mask_B1QL,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         return context_BHLA.transpose(1, 2).reshape(batch, length, width)
@@ -94,17 +100,33 @@ class Encoder(nn.Module):
         )
         self.layers = nn.ModuleList(Layer(config, width, num_heads) for _ in range(num_layers))
 
-    def forward(self, embedded_BLE: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        embedded_BLE: Tensor,
+        attention_mask_BL: Tensor | None,
+        block_ids_BL: Tensor | None = None,
+    ) -> Tensor:
         """Contextual vectors [B, L, D].
 
-        `attention_mask_BL` is bool, True at real tokens, or None where nothing is padded.
+        `attention_mask_BL` is bool, True at real tokens, or None where nothing is padded. With
+        `block_ids_BL` (0 at padding) a token attends to tokens of its own block only.
         """
         hidden_BLD = (
             embedded_BLE
             if self.embeddings_project is None
             else self.embeddings_project(embedded_BLE)
         )
-        mask_B11L = None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]
+        mask_B1QL = attention_mask(attention_mask_BL, block_ids_BL)
         for layer in self.layers:
-            hidden_BLD = layer(hidden_BLD, mask_B11L)
+            hidden_BLD = layer(hidden_BLD, mask_B1QL)
         return hidden_BLD
+
+
+def attention_mask(attention_mask_BL: Tensor | None, block_ids_BL: Tensor | None) -> Tensor | None:
+    """Which keys a query may read: bool [B, 1, 1, L], with blocks [B, 1, L, L], or None for all.
+
+    Padding is a block too, so that no query is left without a key: that would give NaN.
+    """
+    if block_ids_BL is not None:
+        return (block_ids_BL[:, :, None] == block_ids_BL[:, None, :]).unsqueeze(1)
+    return None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]

@@ -25,6 +25,7 @@ from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig,
 from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
+from electra_dist.runtime.special_tokens import special_tokens, token_ids
 
 _EMBEDDINGS = {
     "embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
@@ -155,14 +156,12 @@ def _export_tower(model: JointElectra, tower: str, tokenizer: Path, folder: Path
 
 def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
     write_bytes_atomic(folder / "tokenizer.json", tokenizer.read_bytes())
-    special = {
-        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
-    }
+    names = special_tokens(json.loads(tokenizer.read_bytes()))
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-        **special,
+        **{f"{role}_token": name for role, name in names.items()},
     }
     write_json_atomic(folder / "tokenizer_config.json", values)
 
@@ -171,7 +170,7 @@ def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, An
     config = model.config
     narrow = tower == "generator" and model.discriminator is not None
     vocab = json.loads(tokenizer.read_bytes())
-    pad = next((t["id"] for t in vocab.get("added_tokens", []) if t["content"] == "[PAD]"), 0)
+    pad = token_ids(vocab)[special_tokens(vocab)["pad"]]
     return {
         "architectures": [
             "ElectraForPreTraining" if tower == "discriminator" else "ElectraForMaskedLM"

@@ -61,6 +61,8 @@ def _masked_lm(model: JointElectra, batch: Batch) -> tuple[Tensor, Tensor, Tenso
         batch.token_type_ids_BL,
         batch.attention_mask_BL,
         batch.masked_positions_BN,
+        batch.block_ids_BL,
+        batch.position_ids_BL,
     )
     log_probs_BNV = F.log_softmax(logits_BNV.float(), dim=-1)
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
@@ -81,7 +83,11 @@ def electra(model: JointElectra, batch: Batch) -> Losses:
 
     assert model.discriminator is not None
     logits_BL = model.discriminator(
-        corrupted_BL, batch.token_type_ids_BL, batch.attention_mask_BL
+        corrupted_BL,
+        batch.token_type_ids_BL,
+        batch.attention_mask_BL,
+        batch.block_ids_BL,
+        batch.position_ids_BL,
     ).float()
     bce_BL = F.binary_cross_entropy_with_logits(logits_BL, labels_BL.float(), reduction="none")
     discriminator_loss = (

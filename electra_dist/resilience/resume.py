@@ -32,7 +32,7 @@ def resumed_config(config: RunConfig, run_folder: Path) -> RunConfig:
     return config
 
 
-def check_state(state: dict[str, Any], config_fingerprint: str, packing_fingerprint: str) -> None:
+def check_state(state: dict[str, Any], config_fingerprint: str, corpus_fingerprint: str) -> None:
     """Refuse a checkpoint of another config or of another corpus.
 
     Raises:
@@ -44,9 +44,9 @@ def check_state(state: dict[str, Any], config_fingerprint: str, packing_fingerpr
             f"{state['config_fingerprint']}, now {config_fingerprint}); "
             "resume with the run's own config.json"
         )
-    if state["corpus_fingerprint"] != packing_fingerprint:
+    if state["corpus_fingerprint"] != corpus_fingerprint:
         raise UserError(
-            "the checkpoint was trained on another corpus or packing (fingerprint "
-            f"{state['corpus_fingerprint']}, now {packing_fingerprint}); "
-            "point data.corpus at the same corpus"
+            "the checkpoint was trained on another corpus, packing or blend (fingerprint "
+            f"{state['corpus_fingerprint']}, now {corpus_fingerprint}); "
+            "point data.corpus (or data.blend, with its weights) at the same"
         )

@@ -14,8 +14,7 @@ import torch
 from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.config import files
 from electra_dist.config.schema import RunConfig
-from electra_dist.data.frozen import read_frozen
-from electra_dist.data.store import Array, Packing
+from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
@@ -71,6 +70,8 @@ class Run:
 
     def save(self) -> None:
         """Begin a checkpoint of the current state, on every rank at the same step."""
+        if self.ledger is not None:
+            self.ledger.sync()
         state = self.state.to_json(
             config_fingerprint=files.fingerprint(self.config),
             corpus_fingerprint=self.corpus_fingerprint,
@@ -122,14 +123,16 @@ def assemble(joined: Joined) -> Run:
     Raises:
         UserError: packing or checkpoint do not fit.
     """
-    config, corpus, attempt = joined.config, joined.corpus, joined.attempt
+    config, corpora, attempt = joined.config, joined.corpora, joined.attempt
     world, control = joined.groups.world, joined.groups.control
-    packing = Packing.open(corpus, config.data.sequence_length, config.data.packing)
+    local_ranks = None
+    if config.data.num_lanes > 1:
+        local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
     run = Run(
         config=config,
         groups=joined.groups,
         attempt=attempt,
-        stream=CorpusStream(config, corpus, world.rank, world.world_size),
+        stream=CorpusStream(config, corpora, world.rank, world.world_size, local_ranks),
         engine=make_engine(config, world, joined.groups.device),
         store=CheckpointStore(
             attempt,
@@ -141,11 +144,12 @@ def assemble(joined: Joined) -> Run:
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
-        corpus_fingerprint=packing.fingerprint,
-        frozen=read_frozen(packing, config.objective.mask_prob),
-        unigram_log_probs=unigram_log_probs(corpus.unigram_counts()),
+        corpus_fingerprint=corpora.fingerprint,
+        frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
+        unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
+        state=RunState(skipped=config.data.skips),
     )
     _restore(run)
     run.store.prepare(run.engine)
@@ -172,7 +176,7 @@ def _restore(run: Run) -> None:
         run.state = RunState.from_json(saved)
     if run.metrics is not None and run.ledger is not None:
         run.metrics.truncate_after(run.state.step)
-        run.ledger.resumed(run.state.step, run.state.position)
+        run.ledger.resumed(run.state)
         folder = run.attempt.run_folder
         write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
         write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))

@@ -145,6 +145,8 @@ def _batch(frozen: Mapping[str, Array], start: int, stop: int) -> Batch:
         masked_positions_BN=tensor("masked_positions", np.int64),
         masked_weights_BN=tensor("masked_weights", np.float32),
         uniforms_BN=tensor("uniforms", np.float32),
+        block_ids_BL=tensor("block_ids", np.int16) if "block_ids" in frozen else None,
+        position_ids_BL=tensor("position_ids", np.int32) if "position_ids" in frozen else None,
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.config import files
-from electra_dist.data.store import Corpus, Packing
+from electra_dist.data.corpora import Corpora
+from electra_dist.data.store import Corpus
 from electra_dist.data.tokenize import tokenizer_sha256
 from electra_dist.errors import UserError
 from electra_dist.model import hub
@@ -27,19 +28,17 @@ def export_hf(checkpoint: Path, out: Path) -> Path:
     """
     info = resolve(checkpoint)
     config = files.read_json(info.folder.resolve().parents[1] / "config.json")
-    assert config.data.corpus is not None  # a run cannot start without one
-    corpus = Corpus.open(config.data.corpus)
-    _check_tokenizer(corpus)
-    packing = Packing.open(corpus, config.data.sequence_length, config.data.packing)
+    corpora = Corpora.open(config.data)
+    _check_tokenizer(corpora.first)
     model = JointElectra(replace(config, seed=0))
     try:
         with CheckpointReader(info.folder) as reader, torch.no_grad():
-            check_state(reader.state, files.fingerprint(config), packing.fingerprint)
+            check_state(reader.state, files.fingerprint(config), corpora.fingerprint)
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(reader.read_whole(name)))
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; export an older checkpoint of the run") from None
-    hub.export(model, corpus.tokenizer_path, out)
+    hub.export(model, corpora.first.tokenizer_path, out)
     return out
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from electra_dist.config.schema import RunConfig
-from electra_dist.data.frozen import read_frozen
-from electra_dist.data.store import Corpus, Packing
-from electra_dist.data.stream import passes
+from electra_dist.data.corpora import Corpora, open_corpora
+from electra_dist.data.passes import passes
 from electra_dist.engine.ds_config import check_deepspeed_config
 from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
@@ -30,7 +29,7 @@ class Joined:
     """A rank that has met the others and shares an attempt with them."""
 
     config: RunConfig
-    corpus: Corpus
+    corpora: Corpora
     groups: ProcessGroups
     attempt: Attempt
     stop_signals: StopSignals
@@ -52,7 +51,7 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     )
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
-    config, corpus = resolved
+    config, corpora = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
@@ -61,13 +60,13 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
     return Joined(
-        config=config, corpus=corpus, groups=groups, attempt=attempt, stop_signals=stop_signals
+        config=config, corpora=corpora, groups=groups, attempt=attempt, stop_signals=stop_signals
     )
 
 
 def _resolve(
     config: RunConfig, run_folder: Path, world: World
-) -> tuple[tuple[RunConfig, Corpus] | None, str | None]:
+) -> tuple[tuple[RunConfig, Corpora] | None, str | None]:
     """`resolve_config`, or in words what this rank found: all ranks then end on one sentence.
 
     A single rank raises at once. Of several, one alone may find a mistake (its node does not mount
@@ -89,21 +88,17 @@ def _raise_the_first(control: Control, mistake: str | None) -> None:
             raise UserError(found if rank == 0 else f"rank {rank}: {found}")
 
 
-def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[RunConfig, Corpus]:
+def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[RunConfig, Corpora]:
     """What can be checked before ranks meet and a folder is made: config, corpus, packing, run.
 
     Raises:
         UserError: any of these does not fit.
     """
-    if config.data.corpus is None:
-        raise UserError(
-            "data.corpus is not set; give --data.corpus CORPUS, "
-            "a folder made by `electra-dist corpus build`"
-        )
     objective_named(config.objective.name)
     passes(world.rank, world.world_size, config.batch.num_micro_batches)
     check_deepspeed_config(config)
-    corpus = Corpus.open(config.data.corpus)
+    opened = open_corpora(config.data)
+    corpus = opened[0]
     if config.model.vocab_size not in (None, corpus.vocab_size):
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size}, but the corpus {corpus.folder} has "
@@ -112,12 +107,12 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
         )
     config = replace(config, model=replace(config.model, vocab_size=corpus.vocab_size))
     config = resumed_config(config, run_folder)
-    packing = Packing.open(corpus, config.data.sequence_length, config.data.packing)
-    read_frozen(packing, config.objective.mask_prob)
+    corpora = Corpora.of(config.data, opened)
+    corpora.frozen(config.objective.mask_prob, num_rows=0)
     threads = config.engine.threads_per_rank or max(
         1, (os.cpu_count() or 1) // world.local_world_size
     )
-    return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpus
+    return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpora
 
 
 def _claim(run_folder: Path, control: Control) -> Attempt:

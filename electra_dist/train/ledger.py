@@ -1,7 +1,12 @@
 """RUN/ledger.jsonl: the positions of each step, and a checksum of what the engines were given.
 
-Each record holds the hash of the one before it, so that none can be changed or taken out unseen. A
-resume is a record too: what later steps repeat is thereby declared.
+    {"attempt": 1, "kind": "resume", "step": 0, "position": 0, "skipped": [], "chain": ...}
+    {"attempt": 1, "kind": "step", "step": 1, "position": 0, "samples": 32, "checksum": ..., ...}
+
+Each record holds the hash of the one before it, so that none can be changed or taken out unseen.
+`resume` says where steps go on from: at the start of an attempt, and after a roll-back within one.
+What later steps repeat, and which intervals of positions they leave out, is thereby declared.
+Positions count the used ones. `corpus audit` reads all of it (audit.py).
 """
 
 from __future__ import annotations
@@ -9,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from typing import Any
 
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.files import read_json_lines
+from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +38,12 @@ class Ledger:
         self._last = records[-1]["chain"] if records else ""
         self._unwritten: list[dict[str, Any]] = []
 
-    def resumed(self, step: int, position: int) -> None:
-        """Record that this attempt goes on from `step`."""
-        self._append({"kind": "resume", "step": step, "position": position})
+    def resumed(self, state: RunState) -> None:
+        """Record that steps go on from `state`: at the start of an attempt, after a roll-back."""
+        skipped = [list(interval) for interval in state.skipped]
+        self._append(
+            {"kind": "resume", "step": state.step, "position": state.position, "skipped": skipped}
+        )
 
     def stepped(self, step: int, first_position: int, num_samples: int, checksum: int) -> None:
         """Record the update that completed `step`; `checksum` is modulo 2**64."""
@@ -46,6 +56,17 @@ class Ledger:
                 "checksum": f"{checksum:016x}",
             }
         )
+
+    def sync(self) -> None:
+        """Put what was appended on the disk: no checkpoint may outlive the records of its steps."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.error("%s could not be synced (%s)", self._path, error)
 
     def _append(self, record: dict[str, Any]) -> None:
         record = {"attempt": self._attempt.number, **record}

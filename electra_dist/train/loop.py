@@ -28,7 +28,9 @@ def train(run: Run) -> ExitReason:
         if run.state.step >= run.config.schedule.last_step:
             return ExitReason.FINISHED
         started = time.monotonic()
-        micro_batches = run.stream.micro_batches(run.state.step, run.state.position)
+        micro_batches = run.stream.micro_batches(
+            run.state.step, run.state.position, run.state.skipped
+        )
         fetched = time.monotonic()
         rate = learning_rate(run)
         result = agree(run, run.engine.step(micro_batches, rate))

@@ -1,9 +1,11 @@
-"""What a run is besides its tensors: two counters and two fingerprints."""
+"""What a run is besides its tensors: two counters, what it skips, and two fingerprints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
+
+from electra_dist.data.order import Skips
 
 STATE_VERSION = 1
 
@@ -15,7 +17,9 @@ class RunState:
     step: int = 0
     """Optimizer steps completed."""
     position: int = 0
-    """Global sample position of the next step."""
+    """Global sample position of the next step, counting those that are used."""
+    skipped: Skips = ()
+    """Intervals of positions that are never used: `data.skips`, and what roll-backs left out."""
 
     def advanced(self, global_batch_size: int) -> RunState:
         """The state after one more step."""
@@ -27,7 +31,7 @@ class RunState:
             "format_version": STATE_VERSION,
             "step": self.step,
             "position": self.position,
-            "skipped_positions": [],
+            "skipped_positions": [list(interval) for interval in self.skipped],
             "loss_scale": None,
             "config_fingerprint": config_fingerprint,
             "corpus_fingerprint": corpus_fingerprint,
@@ -36,4 +40,5 @@ class RunState:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunState:
         """Read state.json back."""
-        return cls(step=values["step"], position=values["position"])
+        skipped = tuple((first, last) for first, last in values["skipped_positions"])
+        return cls(step=values["step"], position=values["position"], skipped=skipped)

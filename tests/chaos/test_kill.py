@@ -17,6 +17,7 @@ import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.reshard import differences
+from electra_dist.train.audit import audit
 from tests import made_up
 
 pytestmark = pytest.mark.chaos
@@ -72,11 +73,11 @@ def test_a_killed_run_ends_like_the_calm_one(
     stage: str, ranks: int, corpus: str, tmp_path: Path
 ) -> None:
     calm, broken = tmp_path / "calm", tmp_path / "broken"
-    assert start(corpus, calm, stage, ranks).wait(timeout=120) == 0
+    assert start(corpus, calm, stage, ranks).wait(timeout=300) == 0
     trainer = start(corpus, broken, stage, ranks)
     wait_for_step(broken, 20, trainer)
     psutil.Process(trainer.pid).children()[-1].kill()
-    assert trainer.wait(timeout=120) == 1
+    assert trainer.wait(timeout=300) == 1
     assert (
         not (broken / "attempts" / "0001" / "exit.json").exists()
         or json.loads((broken / "attempts" / "0001" / "exit.json").read_text())["reason"]
@@ -85,8 +86,9 @@ def test_a_killed_run_ends_like_the_calm_one(
     # The save of step 16 may still have been in flight; the run had 12 steps more to go at most.
     assert list_checkpoints(broken)[-1].step in (8, 16, 24, 32)
 
-    assert start(corpus, broken, stage, ranks).wait(timeout=120) == 0
+    assert start(corpus, broken, stage, ranks).wait(timeout=300) == 0
     newest = [list_checkpoints(run)[-1].folder for run in (calm, broken)]
     assert differences(*newest) == []
     assert lines(broken) == lines(calm)
     assert [line["step"] for line in lines(broken)] == list(range(1, 41))
+    assert audit(broken, []).problems == []

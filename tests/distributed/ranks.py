@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def run_ranks(
-    target: str, world_size: int, logs: Path, timeout_seconds: float = 240.0, **arguments: Any
+    target: str, world_size: int, logs: Path, timeout_seconds: float = 600.0, **arguments: Any
 ) -> list[Any]:
     """Call `module:function(groups, **arguments)` on real ranks; their JSON results by rank.
 

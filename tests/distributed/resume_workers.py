@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from electra_dist.config import files
 from electra_dist.config.schema import RunConfig
+from electra_dist.data.order import Skips
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.attempt import Attempt
@@ -23,10 +24,10 @@ NUM_STEPS = 40
 STOP_AT = 19
 
 
-def small_run(corpus: str, engine: Mapping[str, Any]) -> RunConfig:
+def small_run(corpus: str, engine: Mapping[str, Any], more: Sequence[str] = ()) -> RunConfig:
     """40 steps of a small model: dropout 0.1, sampling, 4 micro-batches a step."""
     values = {
-        "--data.corpus": corpus,
+        **({"--data.corpus": corpus} if corpus else {}),
         "--data.sequence_length": 32,
         "--model.num_layers": 2,
         "--model.generator_num_layers": 2,
@@ -42,19 +43,19 @@ def small_run(corpus: str, engine: Mapping[str, Any]) -> RunConfig:
         **{f"--engine.{name}": value for name, value in engine.items()},
     }
     words = [word for name, value in values.items() for word in (name, str(value))]
-    return files.load(None, [*words, "--metrics.no-tensorboard"], recipe="tiny")
+    return files.load(None, [*words, "--metrics.no-tensorboard", *more], recipe="tiny")
 
 
 def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | None) -> str:
     """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
     signals = StopSignals()
     signals.install()
-    config, corpus = resolve_config(config, folder, groups.world)
+    config, corpora = resolve_config(config, folder, groups.world)
     number = Attempt.claim(folder).number if groups.world.is_leader else 0
     number = groups.control.broadcast_json(number)
     joined = Joined(
         config=config,
-        corpus=corpus,
+        corpora=corpora,
         groups=groups,
         attempt=Attempt.join(folder, number),
         stop_signals=signals,
@@ -70,10 +71,10 @@ def train_until(run: Run, stop_at: int | None) -> ExitReason:
     """`loop.train`, with a SIGTERM to the last rank's own process when it starts step `stop_at`."""
     fetch = run.stream.micro_batches
 
-    def fetch_and_signal(step: int, first_position: int) -> Any:
+    def fetch_and_signal(step: int, first_position: int, skips: Skips) -> Any:
         if step == stop_at and run.world.rank == run.world.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return fetch(step, first_position)
+        return fetch(step, first_position, skips)
 
     run.stream.micro_batches = fetch_and_signal  # type: ignore[method-assign]
     return loop.train(run)
@@ -98,9 +99,14 @@ def calm_and_stopped(
 
 
 def one_life(
-    groups: ProcessGroups, corpus: str, folder: str, engine: dict[str, Any], stop_step: int
+    groups: ProcessGroups,
+    corpus: str,
+    folder: str,
+    engine: dict[str, Any],
+    stop_step: int,
+    more: Sequence[str] = (),
 ) -> str:
-    """One life of a run to `stop_step`."""
-    config = small_run(corpus, engine)
+    """One life of a run to `stop_step`, with `more` words of its config."""
+    config = small_run(corpus, engine, more)
     config = replace(config, schedule=replace(config.schedule, stop_step=stop_step))
     return live(groups, config, Path(folder), None)

@@ -10,6 +10,7 @@ import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.reshard import differences
+from electra_dist.train.audit import audit
 from tests import made_up
 from tests.distributed.ranks import run_ranks
 
@@ -60,6 +61,7 @@ def test_a_run_stopped_by_a_signal_ends_with_the_bits_of_a_calm_one(
         assert differences(*last) == [], engine
         assert metrics_without_timing(broken) == metrics_without_timing(calm), engine
         assert trained_on(broken) == trained_on(calm), engine
+        assert audit(broken, []).problems == [], engine
 
 
 def test_other_ranks_and_stages_train_on_the_same_micro_batches(
@@ -92,3 +94,28 @@ def test_other_ranks_and_stages_train_on_the_same_micro_batches(
     changing = [line["loss"] for line in metrics_without_timing(tmp_path / "changing")]
     calm = [line["loss"] for line in metrics_without_timing(tmp_path / "calm")]
     assert changing == pytest.approx(calm, rel=5e-3)  # summation order, and a sample that flips
+    assert audit(tmp_path / "changing", []).problems == []
+
+
+def test_a_blend_in_lanes_with_skips_passes_its_audit_through_a_resize(
+    corpus: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(corpus)
+    more = ["--data.blend", corpus, "2", str(other), "1"]
+    more += ["--data.num_lanes", "2", "--data.skips", "10", "14"]
+    for world_size, stop_step in ((3, 4), (1, 7)):
+        run_ranks(
+            f"{WORKERS}:one_life",
+            world_size,
+            tmp_path / "logs",
+            corpus="",
+            folder=str(tmp_path / "run"),
+            engine={"kind": "reference"},
+            stop_step=stop_step,
+            more=more,
+        )
+    found = audit(tmp_path / "run", [])
+    assert found.problems == []
+    assert found.history is not None
+    assert (found.history.position, found.history.skips) == (56, ((10, 14),))

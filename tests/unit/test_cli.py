@@ -1,12 +1,14 @@
 """The command line: its words, its one-sentence errors, its JSON, and what it does not import."""
 
 import argparse
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import xxhash
@@ -15,7 +17,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from check_login_imports import FORBIDDEN
-from electra_dist import commands
 from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
 from electra_dist.cli import main, make_parser, split_overrides
 from electra_dist.config import files
@@ -27,12 +28,20 @@ HELP = {
     "corpus build": (
         *("--source", "--input", "--tokenizer", "--vocab-size", "--cased", "--strip-accents"),
         *("--held-out-share", "--max-quarantine-share", "--workers", "--shard-tokens", "--out"),
+        *("--field", "--splitter", "--dedup", "--near-threshold", "--license", "--weight"),
+        *("--sources", "--vocab-sample-bytes", "--max-document-bytes"),
     ),
-    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--mask-prob"),
+    "corpus pack": ("CORPUS", "--length", "--mode", "--seed", "--workers", "--mask-prob"),
     "corpus verify": ("CORPUS",),
-    "corpus info": ("CORPUS", "--json"),
-    "vocab": ("train",),
-    "vocab train": ("--input", "--size", "--out"),
+    "corpus audit": ("RUN", "--steps", "--json"),
+    "trace": ("CONFIG.toml", "--steps", "--world-size", "--ranks-per-node", "--recipe", "--json"),
+    "corpus info": ("CORPUS", "--json", "--plot"),
+    "vocab": ("train", "report"),
+    "vocab train": (
+        *("--input", "--source", "--field", "--size", "--sample-bytes", "--cased"),
+        *("--strip-accents", "--held-out-share", "--out", "--json"),
+    ),
+    "vocab report": ("--tokenizer", "--input", "--source", "--sample-bytes", "--json"),
     "pretrain": (
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
@@ -143,11 +152,26 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["corpus", "info", "C", "--jsn"], "--jsn"),
         (["corpus", "info", "C", "--data.corpus", "D"], "--data.corpus D"),
         (["corpus", "build", "--input", "x", "--out", "y", "--vocab-size", "big"], "'big'"),
+        (["corpus", "build", "--out", "y"], "no source"),
+        (
+            ["corpus", "build", "--sources", "s", "--input", "x", "--out", "y"],
+            "--input and --sources",
+        ),
+        (
+            ["corpus", "build", "--sources", "s", "--field", "x", "--out", "y"],
+            "--field and --sources",
+        ),
+        (["corpus", "build", "--input", "x", "--out", "y", "--dedup", "some"], "'some'"),
+        (["corpus", "build", "--input", "x", "--out", "y", "--weight", "-1"], "weight -1"),
         (["corpus", "pack", "C", "--len", "8"], "--len 8"),  # no abbreviations
         (["config", "show", "--bach.micro_batch_size", "8"], "--bach.micro_batch_size"),
         (["config", "show", "--metrics.tensorboard", "false"], "--metrics.tensorboard false"),
         (["pretrain", "--recipe", "tiny", "--otu", "x", "--out", "y"], "--otu"),
         (["pretrain", "--recipe", "tiny"], "--out"),
+        (["trace", "--recipe", "tiny", "--steps", "3"], "--steps 3 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "4:4"], "--steps 4:4 must be A:B"),
+        (["trace", "--recipe", "tiny", "--steps", "0:4"], "data.corpus is not set"),
+        (["corpus", "audit", "nowhere"], "nowhere is not a run folder"),
         (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "0"], "--nproc 0"),
         (["checkpoint", "export", "onnx", "C", "--out", "x"], "'onnx'"),
         (["finetune", "--model", "m", "--train", "t"], "--dev"),
@@ -212,6 +236,9 @@ def test_of_several_ranks_only_the_first_says_it(
         ),
         ("pretrain --engine.deterministic c.toml", "pretrain c.toml", "--engine.deterministic"),
         ("pretrain --a.b", "pretrain", "--a.b"),
+        # These take every word up to the next option.
+        ("trace --data.blend w 3 b 1 --steps 0:1", "trace --steps 0:1", "--data.blend w 3 b 1"),
+        ("trace c --data.skips 0 3 5 9", "trace c", "--data.skips 0 3 5 9"),
     ],
 )
 def test_overrides_are_told_from_the_other_words(typed: str, plain: str, overrides: str) -> None:
@@ -222,7 +249,11 @@ VALUES = st.sampled_from(["8", "-1", "1e-3", "true", "a.toml", "x=y", "none"])
 PLAIN = st.sampled_from(["c.toml", "--out", "RUN", "--nproc", "2", "--recipe", "tiny"])
 ALL_KNOBS = files.flatten(files.load(None))
 KNOBS = st.sampled_from(
-    [n for n, value in ALL_KNOBS.items() if n != "recipe" and not isinstance(value, bool)]
+    [
+        name
+        for name, value in ALL_KNOBS.items()
+        if name != "recipe" and not isinstance(value, bool | tuple | dict)
+    ]
 )
 
 
@@ -349,6 +380,21 @@ def test_a_place_that_cannot_be_written(source: Path, capsys: pytest.CaptureFixt
     assert f"{source}/corpus" in one_sentence(capsys)
 
 
+def test_a_full_disk_is_one_sentence(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("electra_dist.data.store.write_json", full)
+    words = ["corpus", "build", "--input", str(source), "--out", str(tmp_path / "corpus")]
+    assert main(words) == 2
+    assert f"{tmp_path}/corpus.building: No space left on device" in one_sentence(capsys)
+
+
 def test_a_corpus_can_be_cut_into_smaller_files(build: Callable[..., Path]) -> None:
     assert len(list(build("one").glob("tokens_*"))) == 1
     assert len(list(build("many", "--shard-tokens", "1000").glob("tokens_*"))) > 3
@@ -386,19 +432,45 @@ def test_pack_has_a_seed_of_its_own(
     assert "--mask-prob 15" in one_sentence(capsys)
 
 
-@pytest.mark.parametrize(("is_terminal", "lines"), [(True, 3), (False, 1)])
-def test_progress_is_a_line_every_few_seconds(
-    is_terminal: bool,
-    lines: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_packed_rows_and_their_masks_are_recorded(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 1.0, 6.0, 7.0, 20.0, 31.0, 32.0])
-    monkeypatch.setattr(commands.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
-    report = commands.progress_printer()
-    for number in range(1, 7):
-        report(number * 1000, number * 10_000)
-    shown = capsys.readouterr().err.splitlines()
-    assert len(shown) == lines
-    assert shown[-1] == "5,000 documents, 50,000 tokens after 31 s"
+    corpus = build("corpus", "--held-out-share", "0.2")
+    words = ["corpus", "pack", str(corpus), "--length", "32", "--mode", "packed"]
+    assert main([*words, "--workers", "1"]) == 0
+    assert "pack_32_packed: " in capsys.readouterr().out
+    assert (corpus / "pack_32_packed" / "frozen_0.15.safetensors").is_file()
+    assert main(["corpus", "info", str(corpus)]) == 0
+    assert "length 32, packed" in capsys.readouterr().out
+    assert main(["corpus", "verify", str(corpus)]) == 0
+
+
+def test_a_vocabulary_is_trained_and_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(text(60))
+    words = ["--input", str(tmp_path / "a.txt"), "--json"]
+    out = str(tmp_path / "v.txt")
+    train = ["vocab", "train", *words, "--size", "200", "--held-out-share", "0.2", "--out", out]
+    assert main(train) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["file"], made["held_out"]) == (out, True)
+    assert main(["vocab", "report", *words, "--tokenizer", out]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"]["documents"] == 60 > made["report"]["documents"] > 0
+    assert found["report"]["unknown_token_share"] == 0
+    assert main(train) == 2
+    assert "exists already" in one_sentence(capsys)
+
+
+def test_a_figure_of_a_corpus(
+    build: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus")
+    capsys.readouterr()
+    figure = tmp_path / "corpus.png"
+    assert main(["corpus", "info", str(corpus), "--json", "--plot", str(figure)]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["documents"] > 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert main(["corpus", "info", str(corpus), "--plot", str(tmp_path / "corpus.jpg")]) == 2
+    assert "must end in .png" in one_sentence(capsys)

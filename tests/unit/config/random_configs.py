@@ -1,5 +1,8 @@
 """Configs that could be: hypothesis draws every knob."""
 
+from itertools import accumulate
+from typing import Any
+
 from hypothesis import strategies as st
 
 from electra_dist.config import schema
@@ -37,18 +40,42 @@ OBJECTIVES = st.builds(
     schema.ObjectiveConfig,
     name=st.sampled_from(["electra", "mlm"]),
     mask_prob=st.floats(0.01, 0.9),
+    masking=st.sampled_from(["token", "whole_word", "span"]),
+    mean_span_length=st.floats(1.0, 100.0),
     gen_weight=rates(0.0),
     disc_weight=rates(0.0),
     temperature=rates(),
 )
+# Lengths of gaps and of skipped intervals in turn.
+SKIPS = st.lists(st.tuples(st.integers(0, 10**12), positive(10**6)), max_size=3).map(
+    lambda pairs: tuple(
+        (end - size, end) for (_, size), end in zip(pairs, accumulate(map(sum, pairs)), strict=True)
+    )
+)
+CORPORA = st.one_of(
+    TEXTS.map(lambda corpus: {"corpus": corpus}),
+    st.dictionaries(st.text(max_size=8), positive(100), max_size=4).map(
+        lambda blend: {"blend": blend}
+    ),
+)
+
+
+def data_config(corpora: dict[str, Any], **values: Any) -> schema.DataConfig:
+    return schema.DataConfig(**corpora, **values)
+
+
 DATA = st.builds(
-    schema.DataConfig,
-    corpus=TEXTS,
+    data_config,
+    corpora=CORPORA,
+    num_lanes=positive(64),
+    skips=SKIPS,
     sequence_length=st.integers(8, 512),
-    packing=st.sampled_from(["full", "google"]),
+    packing=st.sampled_from(["full", "google", "packed"]),
     shuffle_block_size=positive(10**6),
     shuffle_window_blocks=positive(10**6),
     prefetch_steps=st.integers(0, 100),
+    cache_dir=st.none() | TEXTS,
+    cache_bytes=st.none() | positive(10**15),
 )
 BATCHES = st.tuples(positive(64), positive(64)).map(
     lambda sizes: schema.BatchConfig(

@@ -216,3 +216,52 @@ def test_the_config_of_a_run_is_read_whole(tmp_path: Path) -> None:
 def test_a_damaged_config_json_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"config\.json"):
         files.load(write(tmp_path, text, "config.json"))
+
+
+def test_a_blend_and_skips_are_a_table_and_a_list_and_many_words(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '[data]\nskips = [[0, 5], [7, 9]]\n[data.blend]\n"corpora/wiki" = 3\n"../web v1.2" = 1\n',
+    )
+    run = files.load(path)
+    assert run.data.blend == {"corpora/wiki": 3, "../web v1.2": 1}
+    assert run.data.folders == ("corpora/wiki", "../web v1.2")
+    assert run.data.skips == ((0, 5), (7, 9))
+    words = ["--data.blend", "a.b", "2", "c", "1", "--seed", "3", "--data.skips", "4", "8"]
+    changed = files.load(path, words)  # a table that is given replaces the file's
+    assert changed.data == replace(run.data, blend={"a.b": 2, "c": 1}, skips=((4, 8),))
+    assert changed.seed == 3
+    assert files.load(path, ["--data.skips"]).data.skips == ()
+    saved = write(tmp_path, files.to_json(changed), "config.json")
+    assert files.load(saved) == changed
+    assert files.load(saved, ["--data.blend", "moved", "2", "c", "1"]).data.blend["moved"] == 2
+    assert list(files.load(saved).data.blend) == ["a.b", "c"]  # their order counts
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data.blend]\n"x" = 1.5', r"data\.blend = \{'x': 1\.5\} .*a table of str = int"),
+        ("[data]\nblend = 3", r"data\.blend = 3 .*a table of str = int"),
+        ("[data]\nskips = [3, 4]", r"data\.skips = \[3, 4\] .*a list of \[int, int\]"),
+        ("[data]\nskips = [[3, 4, 5]]", r"data\.skips = .*a list of \[int, int\]"),
+        ("[data]\nskips = [[3, true]]", r"data\.skips = .*a list of \[int, int\]"),
+        ("[data]\nskips = 3", r"data\.skips = 3 .*a list of \[int, int\]"),
+    ],
+)
+def test_a_mistake_in_a_table_or_a_list_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        files.load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.skips", "3"], r"--data\.skips 3: does not fit; .*a list of \[int, int\]"),
+        (["--data.blend", "x"], r"--data\.blend x: does not fit; .*a table of str = int"),
+        (["--data.blend", "x", "y"], r"--data\.blend x y: does not fit"),
+    ],
+)
+def test_a_mistake_in_many_words_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        files.load(None, words)

@@ -23,15 +23,22 @@ OTHER: dict[str, Any] = {
     "model.initializer_range": 0.1,
     "objective.name": "mlm",
     "objective.mask_prob": 0.25,
+    "objective.masking": "span",
+    "objective.mean_span_length": 2.0,
     "objective.gen_weight": 2.0,
     "objective.disc_weight": 10.0,
     "objective.temperature": 2.0,
     "data.corpus": "elsewhere",
+    "data.blend": {"one": 2, "other": 1},
     "data.sequence_length": 64,
     "data.packing": "google",
     "data.shuffle_block_size": 8,
     "data.shuffle_window_blocks": 8,
+    "data.num_lanes": 2,
+    "data.skips": ((0, 5), (7, 9)),
     "data.prefetch_steps": 0,
+    "data.cache_dir": "/scratch",
+    "data.cache_bytes": 10**12,
     "batch.global_batch_size": 64,
     "batch.micro_batch_size": 16,
     "optim.learning_rate": 1e-4,
@@ -62,10 +69,14 @@ OTHER: dict[str, Any] = {
     "metrics.tensorboard": False,
 }
 # What a resume may change: where data lies, who computes it, when it is saved and measured.
-MAY_CHANGE = {"recipe", "data.corpus", "data.prefetch_steps", "schedule.stop_step"} | {
-    name
-    for name in OTHER
-    if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+MAY_CHANGE = {
+    *("recipe", "schedule.stop_step", "data.corpus", "data.blend", "data.prefetch_steps"),
+    *("data.cache_dir", "data.cache_bytes"),
+    *(
+        name
+        for name in OTHER
+        if name.split(".")[0] in {"engine", "checkpoint", "resilience", "metrics"}
+    ),
 }
 
 

@@ -17,7 +17,7 @@ POSITIVE = {
     "model": "num_layers hidden_size embedding_size generator_num_layers generator_hidden_size "
     "vocab_size max_position_embeddings type_vocab_size layer_norm_eps initializer_range",
     "objective": "mask_prob temperature",
-    "data": "shuffle_block_size shuffle_window_blocks",
+    "data": "shuffle_block_size shuffle_window_blocks num_lanes",
     "batch": "global_batch_size micro_batch_size",
     "optim": "learning_rate eps clip_norm",
     "schedule": "num_steps power stop_step",
@@ -54,6 +54,7 @@ IMPOSSIBLE: list[tuple[str, Any, str]] = [
     ("model.generator_hidden_size", 65, "use 64"),
     ("data.sequence_length", 7, "128 and 512"),
     ("data.prefetch_steps", -1, "training thread"),
+    ("data.cache_bytes", 0, "no limit"),
     ("schedule.warmup_steps", -1, "1 %"),
     ("schedule.warmup_steps", 1_000_000, "use 10000"),
     ("seed", -1, "whole number"),
@@ -80,6 +81,23 @@ def test_an_impossible_value_is_refused_in_one_sentence(
     assert remedy in message
     assert "\n" not in message
     assert f"= {value!r}" in message or f"= {float(value)!r}" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"blend": {"x": 0}}, r"data\.blend 'x' = 0: .*at least 1; leave a corpus out"),
+        ({"blend": {"x": 65_000, "y": 537}}, "more than 65,536; divide them all"),
+        ({"blend": {"x": 1}, "corpus": "y"}, "beside data.corpus = 'y'; give one of the two"),
+        ({"skips": [[3, 3]]}, r"data\.skips = \[\[3, 3\]\]: \[3, 3\) is empty"),
+        ({"skips": [[-3, 3]]}, "below 0"),
+        ({"skips": [[3, 8], [7, 9]]}, r"\[7, 9\) is .*not behind the interval before it"),
+        ({"skips": [[7, 9], [0, 2]]}, "give intervals .* in order"),
+    ],
+)
+def test_blends_and_skips_that_cannot_be_are_refused(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        from_dict({"data": data})
 
 
 def test_a_step_must_be_whole_micro_batches() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_dist.data.build import BuildOptions, build_corpus
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.frozen import freeze
 from electra_dist.data.packing import pack
 from electra_dist.data.store import Corpus, Packing
@@ -35,25 +36,26 @@ def write_documents(path: Path, num_documents: int, seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """Packed at 32 tokens, frozen at mask_prob 0.15; tests only read it."""
+    """Packed at 32 tokens as `full` and `packed`, frozen at 0.15; tests only read it."""
     folder = tmp_path_factory.mktemp("made_up")
     text = write_documents(folder / "text.txt", 260, seed=1)
     build_corpus(
         BuildOptions(
-            inputs=(str(text),),
+            sources=(SourceSpec(inputs=(str(text),)),),
             out=folder / "corpus",
-            vocab_size=260,
+            vocab_size=110,
             held_out_share=0.2,
             shard_tokens=2000,
         )
     )
-    pack(folder / "corpus", LENGTH)
     opened = Corpus.open(folder / "corpus")
-    freeze(opened, Packing.open(opened, LENGTH, "full"), 0.15)
+    for mode in ("full", "packed"):
+        pack(folder / "corpus", LENGTH, mode)
+        freeze(opened, Packing.open(opened, LENGTH, mode), 0.15)
     return opened
 
 
 @pytest.fixture
 def packing(corpus: Corpus) -> Packing:
-    """The packing at 32 tokens, with what was recorded in it."""
+    """The packing `full`, with what was recorded in it."""
     return Packing.open(corpus, LENGTH, "full")

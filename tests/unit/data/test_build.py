@@ -1,5 +1,6 @@
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,18 @@ import numpy as np
 import pytest
 
 from electra_dist.data import store
-from electra_dist.data.build import BuildOptions, BuildSummary, build_corpus
-from electra_dist.data.info import corpus_info, render_info
+from electra_dist.data.build import BuildSummary, build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
+from electra_dist.data.info import corpus_info
+from electra_dist.data.info_text import render_info
 from electra_dist.data.packing import pack
+from electra_dist.data.records import SourceOptions
 from electra_dist.data.store import Corpus, Packing
 from electra_dist.data.tokenize import load_tokenizer
 from electra_dist.data.verify import verify_corpus
 from electra_dist.errors import UserError
+from electra_dist.runtime.progress import Progress
+from tests.made_up import ROBERTA, SPECIALS, trained
 
 RNG = random.Random(0)
 WORDS = ["".join(RNG.choices("abcdefghijklm", k=RNG.randint(1, 7))) for _ in range(300)]
@@ -36,8 +42,22 @@ def build(tmp_path: Path, name: str = "corpus", **options: Any) -> BuildSummary:
     source = tmp_path / "input"
     if not source.exists():
         write_input(source)
-    defaults: dict[str, Any] = {"inputs": (str(source),), "vocab_size": 300, "held_out_share": 0.1}
+    defaults: dict[str, Any] = {
+        "sources": (spec(source),),
+        "vocab_size": 300,
+        "held_out_share": 0.1,
+    }
     return build_corpus(BuildOptions(out=tmp_path / name, **(defaults | options)))
+
+
+def spec(*inputs: Path, splitter: str = "lines", **words: Any) -> SourceSpec:
+    """Text is split into sentences at line ends only, so that tests know what to expect."""
+    options = {name: words.pop(name) for name in ("text_field",) if name in words}
+    return SourceSpec(
+        inputs=tuple(map(str, inputs)),
+        options=SourceOptions(splitter=splitter, **options),
+        **words,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +141,15 @@ def test_word_starts_are_recorded(shared: Path) -> None:
         assert bits.tolist() == [not token.startswith("##") for token in spelled]
 
 
-@pytest.mark.parametrize("num_workers", [2, 3])
 def test_the_number_of_workers_changes_no_byte(
-    shared: Path, tmp_path: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Small chunks, so that there are many for each worker; the shared corpus was built from one.
-    monkeypatch.setattr("electra_dist.data.build._CHUNK_DOCUMENTS", 7)
+    # Small parts, so that there are many for each worker; the shared corpus was built from one.
+    monkeypatch.setattr("electra_dist.data.records.PIECE_BYTES", 1000)
+    monkeypatch.setattr("electra_dist.data.parts._FIRST_PART_BYTES", 2000)
     # The path as given is provenance, so the input must be the same one.
-    inputs = (str(shared.parent / "input"),)
-    build(tmp_path, inputs=inputs, shard_tokens=2000, num_workers=num_workers)
+    sources = (spec(shared.parent / "input"),)
+    build(tmp_path, sources=sources, shard_tokens=2000, num_workers=3)
     pack(tmp_path / "corpus", 32)
     pack(tmp_path / "corpus", 64, "google", seed=3)
     assert files_of(tmp_path / "corpus") == files_of(shared)
@@ -138,9 +158,11 @@ def test_the_number_of_workers_changes_no_byte(
 def test_jsonl_gives_the_same_tokens_as_text(shared: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"body": "\n".join(d)}) + "\n" for d in DOCUMENTS))
-    options = {"inputs": (str(path),), "source": "jsonl", "text_field": "body"}
     summary = build(
-        tmp_path, tokenizer=str(shared / "tokenizer.json"), shard_tokens=2000, **options
+        tmp_path,
+        sources=(spec(path, kind="jsonl", text_field="body"),),
+        tokenizer=str(shared / "tokenizer.json"),
+        shard_tokens=2000,
     )
     assert summary.fingerprint == Corpus.open(shared).fingerprint
 
@@ -162,7 +184,8 @@ def test_bad_records_are_quarantined_and_counted(tmp_path: Path) -> None:
         b'{"text": 1}',
     ]
     path.write_bytes(b"\n".join(lines) + b"\n")
-    summary = build(tmp_path, inputs=(str(path),), source="jsonl", max_quarantine_share=0.02)
+    sources = (spec(path, kind="jsonl"),)
+    summary = build(tmp_path, sources=sources, max_quarantine_share=0.02)
     assert (summary.quarantined, summary.empty_documents) == (2, 2)
     assert summary.documents + summary.held_out_documents == len(DOCUMENTS)
     listed = (tmp_path / "corpus" / "quarantine.jsonl").read_text().splitlines()
@@ -182,7 +205,7 @@ def test_too_many_bad_records_fail_the_build_and_say_where(tmp_path: Path) -> No
     path = tmp_path / "a.jsonl"
     good = [json.dumps({"text": "\n".join(d)}) for d in DOCUMENTS[:98]]
     path.write_text("\n".join([*good, "{", "["]))
-    options: dict[str, Any] = {"inputs": (str(path),), "source": "jsonl"}
+    options: dict[str, Any] = {"sources": (spec(path, kind="jsonl"),)}
     with pytest.raises(UserError, match=r"2 of 100 records.*a\.jsonl at byte.*not JSON"):
         build(tmp_path, **options)
     assert not (tmp_path / "corpus").exists()
@@ -202,9 +225,11 @@ def test_a_corpus_is_never_overwritten(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inputs": ("/absent/file.txt",)}, "/absent/file.txt does not exist"),
+        ({"sources": (spec(Path("/absent/file.txt")),)}, "/absent/file.txt does not exist"),
+        ({"sources": ()}, "no source"),
         ({"tokenizer": "/absent/vocab.txt"}, "/absent/vocab.txt does not exist"),
-        ({"source": "csv"}, "'csv' is unknown"),
+        ({"dedup": "fuzzy"}, "'fuzzy' is unknown"),
+        ({"dedup": "near", "near_threshold": 0.0}, "near_threshold 0.0"),
         ({"held_out_share": 1.0}, "held_out_share 1.0"),
         ({"num_workers": 0}, "num_workers 0"),
         ({"held_out_share": 0.99999}, "no document to train on"),
@@ -220,27 +245,36 @@ def test_wrong_options_are_the_users_mistake(
 
 def test_an_input_without_documents_is_the_users_mistake(tmp_path: Path, shared: Path) -> None:
     (tmp_path / "a.txt").write_text("\n \n")
-    inputs = (str(tmp_path / "a.txt"),)
+    sources = (spec(tmp_path / "a.txt"),)
     with pytest.raises(UserError, match="no document to train on"):
-        build(tmp_path, inputs=inputs, tokenizer=str(shared / "tokenizer.json"))
+        build(tmp_path, sources=sources, tokenizer=str(shared / "tokenizer.json"))
     with pytest.raises(UserError, match="no text"):
-        build(tmp_path, inputs=inputs)
+        build(tmp_path, sources=sources)
 
 
 def test_progress_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("electra_dist.data.build._CHUNK_DOCUMENTS", 50)
-    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("electra_dist.data.parts._FIRST_PART_BYTES", 1)
+    seen: list[Progress] = []
     source = write_input(tmp_path / "input")
-    options = BuildOptions(inputs=(str(source),), out=tmp_path / "corpus", vocab_size=300)
-    summary = build_corpus(options, report=lambda *counts: seen.append(counts))
-    assert [documents for documents, _ in seen] == [50, 100, 150, 200, 250, 300]
-    assert seen[-1][1] == summary.tokens + summary.held_out_tokens
+    options = BuildOptions(sources=(spec(source),), out=tmp_path / "corpus", vocab_size=300)
+    summary = build_corpus(options, report=seen.append)
+    sizes = [path.stat().st_size for path in sorted(source.iterdir())]
+    encoding = [progress for progress in seen if progress.phase == "encoding"]
+    assert [progress.num_bytes for progress in encoding] == np.cumsum(sizes).tolist()
+    assert all(progress.total_bytes == sum(sizes) for progress in encoding)
+    assert encoding[-1].num_tokens == summary.tokens + summary.held_out_tokens
+    assert list(dict.fromkeys(p.phase for p in seen)) == ["vocabulary", "encoding", "merging"]
 
 
 def test_a_document_larger_than_a_shard_has_one_for_itself(tmp_path: Path, shared: Path) -> None:
-    (tmp_path / "a.txt").write_text("a b\n\n" + "c d e f g h i j k l m\n" * 20 + "\na b\n")
-    options = {"inputs": (str(tmp_path / "a.txt"),), "tokenizer": str(shared / "tokenizer.json")}
-    build(tmp_path, shard_tokens=50, held_out_share=0.0, **options)
+    (tmp_path / "a.txt").write_text("a b\n\n" + "c d e f g h i j k l m\n" * 20 + "\nb a\n")
+    build(
+        tmp_path,
+        sources=(spec(tmp_path / "a.txt"),),
+        tokenizer=str(shared / "tokenizer.json"),
+        shard_tokens=50,
+        held_out_share=0.0,
+    )
     sizes = [len(tokens) for tokens in Corpus.open(tmp_path / "corpus").token_shards("train")]
     assert sizes == [2, 220, 2]
     assert verify_corpus(tmp_path / "corpus") == []
@@ -330,6 +364,61 @@ def rewrite(corpus: Path, **changes: Any) -> None:
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0]["xxh3_128"] = record.xxh3_128
     store.write_json(corpus / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("special", [SPECIALS, ROBERTA])
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_other_tokenizers_fill_a_corpus_that_reads_back(
+    tmp_path: Path, kind: str, special: tuple[str, ...]
+) -> None:
+    text = tmp_path / "text.txt"
+    lines = [f"the cats {i} sat {special[4]}\n\nthere, {i} hats" for i in range(50)]
+    text.write_text("\n\n".join(lines))
+    trained(kind, special, extra=["0 1 2 3 4 5 6 7 8 9"]).save(str(tmp_path / "tokenizer.json"))
+    build(tmp_path, sources=(spec(text),), tokenizer=str(tmp_path / "tokenizer.json"))
+    corpus = Corpus.open(tmp_path / "corpus")
+    recorded = corpus.manifest["tokenizer"]
+    assert recorded["kind"] == kind
+    assert recorded["special_tokens"] == dict(
+        zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True)
+    )
+    tokenizer = load_tokenizer(corpus.tokenizer_path)
+    assert corpus.special_ids.mask == tokenizer.token_to_id(special[4])
+    found = []
+    for shard in corpus.shards("train"):
+        starts = np.unpackbits(shard.word_starts, bitorder="little", count=len(shard.tokens))
+        for start, end in pairwise(shard.sentence_offsets.tolist()):
+            ids = shard.tokens[start:end].tolist()
+            found.append(tokenizer.decode(ids, skip_special_tokens=False))
+            # One word for each space-separated one; Unigram has no sign for some of them.
+            assert starts[start] == 1
+            assert starts[start:end].sum() <= len(found[-1].split()) + (kind == "unigram")
+    if kind == "bpe":  # Every byte has a token: nothing is lost, a literal mask neither.
+        assert set(found) <= {line for pair in lines for line in pair.split("\n\n")}
+    assert sum("hats" in text for text in found) > 30
+    assert verify_corpus(tmp_path / "corpus") == []
+
+
+@pytest.mark.slow
+def test_a_vocabulary_over_65536_is_stored_in_four_bytes(tmp_path: Path) -> None:
+    for size, name in ((65536, "uint16"), (65537, "uint32")):
+        words = [*SPECIALS, *(f"w{i}" for i in range(size - 5))]
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
+        (tmp_path / "text.txt").write_text(f"w{size - 6} w0\n" * 20)
+        out = f"corpus{size}"
+        vocabulary = str(tmp_path / "vocab.txt")
+        build(
+            tmp_path,
+            out,
+            sources=(spec(tmp_path / "text.txt"),),
+            tokenizer=vocabulary,
+            held_out_share=0,
+        )
+        corpus = Corpus.open(tmp_path / out)
+        assert (corpus.manifest["dtype"], corpus.vocab_size) == (name, size)
+        (tokens,) = corpus.token_shards("train")
+        assert tokens.dtype == name
+        assert tokens[:2].tolist() == [size - 1, 5]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from electra_dist.data.build import BuildOptions, build_corpus
+from electra_dist.data.build import build_corpus
+from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.frozen import freeze, read_frozen
 from electra_dist.data.masking import num_selected
 from electra_dist.data.packing import pack
@@ -123,7 +124,10 @@ def test_a_corpus_without_held_out_rows_records_nothing(tmp_path: Path) -> None:
     text = write_documents(tmp_path / "text.txt", 12, seed=2)
     build_corpus(
         BuildOptions(
-            inputs=(str(text),), out=tmp_path / "corpus", vocab_size=120, held_out_share=0.0
+            sources=(SourceSpec(inputs=(str(text),)),),
+            out=tmp_path / "corpus",
+            vocab_size=120,
+            held_out_share=0.0,
         )
     )
     pack(tmp_path / "corpus", LENGTH)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, chisquare
+from scipy.stats import binomtest, chisquare, norm
 
 from electra_dist.data.masking import MaskRule, Masks, mask_rows, num_selected
 
@@ -14,10 +14,30 @@ PAD, UNK, CLS, SEP, MASK = range(5)
 NEVER = (CLS, SEP, MASK)
 
 
-def rule(mask_prob: float = 0.15, max_masked: int = 8, seed: int = 7) -> MaskRule:
+MASKINGS = ("token", "whole_word", "span")
+
+
+def rule(
+    mask_prob: float = 0.15,
+    max_masked: int = 8,
+    seed: int = 7,
+    masking: str = "token",
+    mean_span_length: float = 3.0,
+) -> MaskRule:
     return MaskRule(
-        seed=seed, mask_prob=mask_prob, max_masked=max_masked, mask_id=MASK, never=NEVER
+        seed=seed,
+        mask_prob=mask_prob,
+        max_masked=max_masked,
+        mask_id=MASK,
+        never=NEVER,
+        masking=masking,
+        mean_span_length=mean_span_length,
     )
+
+
+def words(ids: np.ndarray, share: float = 0.5) -> np.ndarray:
+    """Made-up word starts for `ids`."""
+    return np.random.default_rng(0).random(ids.shape) < share
 
 
 def row(num_tokens: int, length: int) -> list[int]:
@@ -68,14 +88,20 @@ ROWS = st.integers(3, 40).flatmap(
 )
 
 
+@pytest.mark.parametrize("masking", MASKINGS)
 @given(ROWS, st.floats(0.01, 0.99), st.integers(1, 12), st.integers(0, 2**63 - 1))
 @settings(max_examples=150, deadline=None)
 def test_what_is_masked_obeys_every_rule(
-    rows: list[tuple[list[int], int, int]], mask_prob: float, max_masked: int, seed: int
+    masking: str,
+    rows: list[tuple[list[int], int, int]],
+    mask_prob: float,
+    max_masked: int,
+    seed: int,
 ) -> None:
     ids, num_tokens, positions = (np.array(column) for column in zip(*rows, strict=True))
     original = ids.copy()
-    masks = mask_rows(ids, num_tokens, positions, rule(mask_prob, max_masked, seed))
+    how = rule(mask_prob, max_masked, seed, masking)
+    masks = mask_rows(ids, num_tokens, positions, how, words(ids))
     np.testing.assert_array_equal(ids, original)
     counts = num_selected(num_tokens, mask_prob, min(max_masked, ids.shape[1]))
     assert masks.positions_BN.shape == (len(ids), min(max_masked, ids.shape[1]))
@@ -145,21 +171,52 @@ def test_positions_and_pairs_of_positions_are_uniform_over_the_candidates() -> N
     assert chisquare(off_diagonal).pvalue > 1e-4
 
 
+@pytest.mark.parametrize(("num_tokens", "num_selected"), [(128, 19), (61, 9)])
+def test_positions_and_pairs_of_long_rows_come_as_often_as_of_a_uniform_draw(
+    num_tokens: int, num_selected: int
+) -> None:
+    num_rows, num_candidates = 20_000, num_tokens - 2
+    masks = mask_rows(*same_rows(num_rows, num_tokens, 128), np.arange(num_rows), rule(0.15, 19))
+    selected = np.zeros((num_rows, 128))
+    np.put_along_axis(selected, masks.positions_BN[:, :num_selected].astype(int), 1.0, axis=1)
+    assert selected.sum(axis=1).tolist() == [num_selected] * num_rows
+    together = (selected.T @ selected)[1 : num_tokens - 1, 1 : num_tokens - 1]
+    single = num_selected / num_candidates
+    pair = single * (num_selected - 1) / (num_candidates - 1)
+    for share, counts in (
+        (single, np.diag(together)),
+        (pair, together[np.triu_indices(num_candidates, 1)]),
+    ):
+        # Each count is binomial by itself; together they have the sum that they must have.
+        scores = (counts - num_rows * share) / np.sqrt(num_rows * share * (1 - share))
+        assert abs(scores.mean()) < 1e-9
+        assert abs(scores).max() < norm.isf(0.5e-4 / len(scores))
+        assert abs(scores.var() - 1) < 5 * np.sqrt(2 / len(scores))
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
 @given(st.data())
 @settings(max_examples=40, deadline=None)
-def test_masks_depend_on_seed_and_position_only(data: st.DataObject) -> None:
+def test_masks_depend_on_seed_and_position_only(masking: str, data: st.DataObject) -> None:
     ids = np.array([row(n, 24) for n in (24, 12, 20, 7, 24, 16)])
     num_tokens = np.array([24, 12, 20, 7, 24, 16])
     positions = np.array(data.draw(st.lists(st.integers(0, 2**50), min_size=6, max_size=6)))
-    whole = mask_rows(ids, num_tokens, positions, rule(0.3))
+    starts, how = words(ids), rule(0.3, masking=masking)
+    whole = mask_rows(ids, num_tokens, positions, how, starts)
     picked = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=9)))
-    part = mask_rows(ids[picked], num_tokens[picked], positions[picked], rule(0.3))
+    part = mask_rows(ids[picked], num_tokens[picked], positions[picked], how, starts[picked])
     for all_rows, some_rows in zip(whole, part, strict=True):
         np.testing.assert_array_equal(all_rows[picked], some_rows)
 
 
 def test_other_positions_and_other_seeds_give_other_masks() -> None:
     ids, num_tokens = same_rows(200, 128, 128)
+    for masking in ("whole_word", "span"):
+        found = [
+            mask_rows(ids, num_tokens, np.arange(200), rule(0.15, 19, seed, masking), words(ids))
+            for seed in range(2)
+        ]
+        assert len({tuple(row) for masks in found for row in masks.positions_BN.tolist()}) == 400
     drawn = [
         tuple(positions)
         for seed in range(5)
@@ -171,3 +228,80 @@ def test_other_positions_and_other_seeds_give_other_masks() -> None:
     # Neighbouring rows share 19 x 19 / 126 = 2.87 of their positions, as unrelated ones do.
     shared = [len(set(a) & set(b)) for a, b in pairwise(drawn)]
     assert abs(np.mean(shared) - 19 * 19 / 126) < 0.25
+
+
+def groups_of(tokens: list[int], starts: list[bool]) -> list[list[int]]:
+    """Runs of places, each from a start to the next; a special token is a run of its own."""
+    groups: list[list[int]] = []
+    for place, token in enumerate(tokens):
+        alone = token in NEVER or (place > 0 and tokens[place - 1] in NEVER)
+        if place == 0 or alone or starts[place]:
+            groups.append([])
+        groups[-1].append(place)
+    return [group for group in groups if tokens[group[0]] not in NEVER]
+
+
+@given(ROWS, st.integers(0, 2**63 - 1), st.floats(0.05, 0.8))
+@settings(max_examples=150, deadline=None)
+def test_whole_words_are_selected_and_one_at_most_is_cut(
+    rows: list[tuple[list[int], int, int]], seed: int, mask_prob: float
+) -> None:
+    ids, num_tokens, positions = (np.array(column) for column in zip(*rows, strict=True))
+    starts = words(ids)
+    how = rule(mask_prob, 12, seed, "whole_word")
+    masks = mask_rows(ids, num_tokens, positions, how, starts)
+    for index, number in enumerate(num_tokens.tolist()):
+        left = used(masks, index)
+        groups = groups_of(ids[index, :number].tolist(), starts[index].tolist())
+        # In slot order: word after word, each from its first token on, until the count is reached.
+        while left:
+            (group,) = (group for group in groups if group[0] == left[0])
+            assert left[: len(group)] == group[: len(left)]
+            left = left[len(group) :]
+            groups.remove(group)
+
+
+def test_whole_words_are_drawn_in_the_order_of_their_first_tokens_draws() -> None:
+    """The oracle: shuffle the words by the numbers that single tokens would be shuffled by."""
+    ids, num_tokens = same_rows(300, 24, 24)
+    starts = words(ids)
+    starts[:, 22] = True
+    everything = rule(0.99, 24, masking="token")
+    order = mask_rows(ids, num_tokens, np.arange(300), everything).positions_BN
+    masks = mask_rows(ids, num_tokens, np.arange(300), rule(0.4, 24, masking="whole_word"), starts)
+    for index in range(300):
+        rank = {place: i for i, place in enumerate(order[index].tolist())}
+        groups = groups_of(ids[index].tolist(), starts[index].tolist())
+        shuffled = sorted(groups, key=lambda group: rank[group[0]])
+        expected = [place for group in shuffled for place in group][:10]
+        assert used(masks, index) == expected
+
+
+@pytest.mark.parametrize("mean", [1.0, 3.0, 6.0])
+def test_spans_have_geometric_lengths_and_stay_between_special_tokens(mean: float) -> None:
+    ids, num_tokens = same_rows(4000, 512, 512)
+    ids[:, 250] = SEP
+    how = rule(0.15, 79, masking="span", mean_span_length=mean)
+    masks = mask_rows(ids, num_tokens, np.arange(4000), how)
+    lengths = []
+    for chosen in masks.positions_BN[:, :77].tolist():
+        assert 250 not in chosen
+        # The first span alone: the last may be cut, and the count ends in a long one more often.
+        lengths.append(next(i for i in range(1, 77) if chosen[i] != chosen[i - 1] + 1))
+    # 509 slots in two runs, whose first slots start a span anyway.
+    assert np.mean(lengths) == pytest.approx(509 / (2 + 507 / mean), rel=0.05)
+    shares = np.bincount(lengths, minlength=60)[1:60] / 4000
+    expected = 1 / mean * (1 - 1 / mean) ** np.arange(59)
+    np.testing.assert_allclose(shares, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_every_candidate_is_as_likely_whatever_is_drawn(masking: str) -> None:
+    ids, num_tokens = same_rows(20000, 128, 128)
+    how = rule(0.15, 19, masking=masking)
+    masks = mask_rows(ids, num_tokens, np.arange(20000), how, words(ids))
+    counts = np.bincount(masks.positions_BN.ravel(), minlength=128)[1:127]
+    assert counts.sum() == 20000 * 19
+    # 0.018 is the deviation of a count. The first token of a row starts a group always, and the
+    # last group is cut at its end: its share is 5 % over the others.
+    assert np.abs(counts / counts.mean() - 1).max() < 0.08

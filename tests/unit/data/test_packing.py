@@ -1,163 +1,175 @@
+"""Packings as folders over one token store; test_examples.py has what is in their rows."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from electra_dist.data import packing
-from electra_dist.data.store import Array, TokenShard
+from electra_dist.data import packing, store
+from electra_dist.data.info import corpus_info
+from electra_dist.data.info_text import render_info
+from electra_dist.data.packing import pack
+from electra_dist.data.rows import RowReader
+from electra_dist.data.store import PACKING_MODES, Corpus, Packing
+from electra_dist.data.verify import verify_corpus
+from electra_dist.errors import UserError
+from electra_dist.runtime.progress import Progress
+from tests.unit.data.conftest import LENGTH
 
-SENTENCES = st.lists(st.integers(1, 60) | st.integers(1, 900), min_size=1, max_size=40)
+
+@pytest.fixture
+def copied(corpus: Corpus, tmp_path: Path) -> Corpus:
+    """The corpus without packings, in several shards."""
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus.folder, folder, ignore=shutil.ignore_patterns("pack_*"))
+    return Corpus.open(folder)
 
 
-def shard(documents: list[list[int]]) -> TokenShard:
-    lengths = np.array([n for document in documents for n in document], np.int64)
-    sentence_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    document_offsets = np.concatenate([[0], np.cumsum([len(d) for d in documents])])
-    empty = np.zeros(0, np.uint8)
-    return TokenShard(
-        tokens=empty,
-        sentence_offsets=sentence_offsets,
-        document_offsets=document_offsets,
-        word_starts=empty,
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("mode", PACKING_MODES)
+def test_a_packing_has_the_same_bytes_for_any_number_of_workers(
+    copied: Corpus, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Progress] = []
+    folder = pack(copied.folder, LENGTH, mode, 2, report=told.append)
+    alone = files_of(folder)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(packing, "TOKENS_PER_PROCESS", 1)
+    assert pack(copied.folder, LENGTH, mode, 2, num_workers=2) == folder
+    assert files_of(folder) == alone
+    assert len(alone) > 5
+    assert verify_corpus(copied.folder) == []
+    # Progress rises to the whole corpus, a shard at a time.
+    splits = copied.manifest["splits"].values()
+    done = [progress.num_bytes for progress in told]
+    assert done == sorted(done)
+    assert len(told) == sum(len(split["shards"]) for split in splits)
+    assert done[-1] == told[-1].total_bytes
+    assert told[-1].num_tokens == sum(split["tokens"] for split in splits)
+
+
+def test_two_lengths_share_the_tokens_of_one_store(copied: Corpus) -> None:
+    """A run of two phases, short rows and then long ones, tokenizes its text once."""
+    before = files_of(copied.folder)
+    texts = []
+    for length, mode in ((32, "full"), (128, "full"), (32, "packed"), (128, "packed")):
+        pack(copied.folder, length, mode)
+        opened = Packing.open(copied, length, mode)
+        reader = RowReader(copied, opened, "train")
+        assert reader.num_rows == opened.num_examples
+        ids = reader.read(np.arange(reader.num_rows)).input_ids_BL
+        special = copied.special_ids
+        texts.append(ids[~np.isin(ids, [special.cls, special.sep, special.pad])])
+        assert ids.shape[1] == length
+    assert files_of(copied.folder) == before
+    for tokens in texts:  # the same text, whatever it was cut into
+        np.testing.assert_array_equal(tokens, np.concatenate(copied.token_shards("train")))
+    assert len({path.name for path in copied.folder.glob("pack_*")}) == 4
+
+
+def test_info_says_how_full_packed_rows_are(corpus: Corpus) -> None:
+    opened = Packing.open(corpus, LENGTH, "packed")
+    reader = RowReader(corpus, opened, "train")
+    rows = reader.read(np.arange(reader.num_rows))
+    assert rows.block_ids_BL is not None
+    info = {pack["mode"]: pack for pack in corpus_info(corpus.folder)["packings"]}
+    blocks, fill = rows.block_ids_BL.max(axis=1).mean(), (rows.block_ids_BL > 0).mean()
+    assert info["packed"]["mean_blocks"] == pytest.approx(blocks)
+    assert info["packed"]["fill_share"] == pytest.approx(fill)
+    assert info["packed"]["two_segment_share"] == 0
+    assert info["packed"]["short_sequence_share"] == pytest.approx(
+        np.mean(rows.num_tokens_B < LENGTH)
     )
+    assert info["packed"]["fill_share"] > info["full"]["fill_share"]
+    text = render_info(corpus_info(corpus.folder))
+    assert f"{blocks:.2f} documents or parts of one a row, {100 * fill:.1f} % of" in text
+    assert "% with two segments" in text
 
 
-def short_sentences(num_documents: int, num_sentences: int = 400) -> list[list[int]]:
-    rng = np.random.default_rng(0)
-    return rng.integers(5, 16, (num_documents, num_sentences)).tolist()
+def rewritten(corpus: Path, **changes: Any) -> None:
+    """Replaces arrays of the first file of packed rows; the manifest agrees with the new file."""
+    folder = corpus / f"pack_{LENGTH}_packed"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = manifest["files"][0]
+    arrays = {n: a.copy() for n, a in store.read_arrays(folder / record["file"]).items()}
+    for name, change in changes.items():
+        arrays[name] = change(arrays[name])
+    written = store.write_arrays(folder / record["file"], arrays)
+    record |= {"bytes": written.bytes, "xxh3_128": written.xxh3_128}
+    store.write_json(folder / "manifest.json", manifest)
 
 
-@settings(max_examples=300, deadline=None)
-@given(SENTENCES, st.integers(5, 300), st.integers(0, 1000))
-def test_full_mode_tiles_every_document_in_order(
-    lengths: list[int], length: int, seed: int
+def moved(index: int, by: int) -> Any:
+    def change(array: store.Array) -> store.Array:
+        array[index] = int(array[index]) + by
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": moved(3, 1)}, "does not start where"),
+        ({"block_offsets": moved(0, 1)}, "blocks are missing"),
+        ({"block_offsets": lambda a: a[:-1]}, "blocks are missing"),
+        ({"block_lengths": lambda a: a[:-1]}, "blocks are missing"),
+        ({"block_lengths": moved(0, 40)}, "a row is longer than 32"),
+        ({"block_lengths": moved(-1, -1)}, "tokens are left out"),
+        ({"start": lambda a: a[:-1]}, "examples, recorded"),
+    ],
+)
+def test_verify_looks_into_packed_rows(
+    corpus: Corpus, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    examples = packing.pack_document(lengths, length, "full", np.random.default_rng(seed))
-    position = 0
-    for start, length_a, length_b in examples:
-        assert start == position
-        assert length_a >= 1
-        assert length_b >= 0
-        assert length_a + length_b + (3 if length_b else 2) <= length
-        position += length_a + length_b
-    assert position == sum(lengths)
+    copy = shutil.copytree(corpus.folder, tmp_path / "corpus")
+    rewritten(copy, **changes)
+    problems = verify_corpus(copy)
+    assert any(message in problem for problem in problems), problems
+    assert all("pack_32_packed/examples_00000" in problem for problem in problems)
 
 
-@settings(max_examples=300, deadline=None)
-@given(SENTENCES, st.integers(5, 300), st.integers(0, 1000))
-def test_google_mode_starts_at_sentences_and_drops_only_what_was_cut_off(
-    lengths: list[int], length: int, seed: int
+def test_verify_finds_a_block_that_reaches_over_a_documents_end(
+    corpus: Corpus, tmp_path: Path
 ) -> None:
-    examples = packing.pack_document(lengths, length, "google", np.random.default_rng(seed))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    ends = [start for start, _, _ in examples[1:]] + [offsets[-1]]
-    assert examples[0][0] == 0
-    for (start, length_a, length_b), end in zip(examples, ends, strict=True):
-        assert start in offsets
-        assert length_a >= 1
-        assert length_a + length_b + (3 if length_b else 2) <= length
-        taken = length_a + length_b
-        # What is dropped is dropped because the example is full.
-        assert taken == end - start or taken >= length - 3
+    copy = shutil.copytree(corpus.folder, tmp_path / "corpus")
+    examples = Packing.open(corpus, LENGTH, "packed").packed_examples("train")[0]
+    row = int(np.flatnonzero(np.diff(examples.block_offsets) > 1)[0])
+    block = int(examples.block_offsets[row])
+
+    def shifted(lengths: store.Array) -> store.Array:
+        """One token more in a block and one less in the next of that row."""
+        lengths[block : block + 2] += np.array([1, -1]).astype(np.uint16)
+        return lengths
+
+    rewritten(copy, block_lengths=shifted)
+    (problem,) = verify_corpus(copy)
+    assert "reaches over a document's end" in problem
 
 
-def oracle_split(
-    pieces: list[int], target: int, length: int, rng: np.random.Generator
-) -> tuple[int, int]:
-    """The paper's rules on lists of tokens, with contiguous segments."""
-    first_target = 100000 if rng.random() < 0.1 else (target - 3) // 2
-    first: list[int] = []
-    second: list[int] = []
-    for index, piece in enumerate(pieces):
-        sentence = [index] * piece
-        if not second and (
-            len(first) == 0
-            or len(first) + len(sentence) < first_target
-            or (len(first) < first_target and rng.random() < 0.5)
-        ):
-            first += sentence
-        else:
-            second += sentence
-    first = first[: length - 2]
-    second = second[: max(0, length - len(first) - 3)]
-    return len(first), len(second)
-
-
-@settings(max_examples=500, deadline=None)
-@given(SENTENCES, st.integers(5, 300), st.data())
-def test_segments_are_those_of_the_rules_on_tokens(
-    pieces: list[int], length: int, data: st.DataObject
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize(
+    "name", ["tokens_00001.safetensors", "pack_32_packed/examples_00000.safetensors"]
+)
+def test_a_damaged_file_is_named_once(
+    corpus: Corpus, tmp_path: Path, name: str, damage: str
 ) -> None:
-    target = data.draw(st.integers(5, length))
-    seed = data.draw(st.integers(0, 10000))
-    found = packing.split_segments(pieces, target, length, np.random.default_rng(seed))
-    assert found == oracle_split(pieces, target, length, np.random.default_rng(seed))
+    copy = shutil.copytree(corpus.folder, tmp_path / "corpus")
+    data = bytearray((copy / name).read_bytes())
+    data[-3] ^= 1
+    (copy / name).unlink()
+    if damage != "remove":
+        (copy / name).write_bytes(data if damage == "flip" else data[:-5])
+    (problem,) = verify_corpus(copy)
+    assert name in problem
 
 
-def test_one_example_in_ten_is_a_single_segment() -> None:
-    rng = np.random.default_rng(0)
-    pieces = [10] * 13
-    shares = [packing.split_segments(pieces, 128, 128, rng)[1] == 0 for _ in range(40000)]
-    assert np.mean(shares) == pytest.approx(0.1, abs=0.006)
-
-
-def test_a_fair_coin_decides_whether_a_sentence_may_overshoot_the_first_segment() -> None:
-    rng = np.random.default_rng(0)
-    # A aims at 62: 50 fit, the second piece would overshoot, the third comes after.
-    found = [packing.split_segments([50, 30, 60], 128, 128, rng) for _ in range(40000)]
-    two = [length_a for length_a, length_b in found if length_b > 0]
-    assert set(two) == {50, 80}
-    assert np.mean(np.array(two) == 80) == pytest.approx(0.5, abs=0.01)
-
-
-@pytest.mark.parametrize("mode", ["full", "google"])
-@pytest.mark.parametrize("num_sentences", [1, 400])
-def test_one_target_in_twenty_is_short_in_documents_of_any_length(
-    mode: str, num_sentences: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    targets: list[int] = []
-
-    def split(
-        pieces: list[int], target: int, length: int, rng: np.random.Generator
-    ) -> tuple[int, int]:
-        targets.append(target)
-        return oracle_split(pieces, target, length, rng)
-
-    monkeypatch.setattr(packing, "split_segments", split)
-    documents = short_sentences(4000 // num_sentences * 5, num_sentences)
-    packing.pack_shard(shard(documents), (0, 0, 0), 64, mode)
-    short = np.array(targets) < 64
-    # Uniform in [5, 64] is 64 itself once in 60.
-    expected = 0.05 * 59 / 60
-    assert np.mean(short) == pytest.approx(expected, abs=4 * np.sqrt(0.05 / len(targets)))
-    assert min(targets) >= 5
-    assert np.array(targets)[short].mean() == pytest.approx(34, abs=7)
-
-
-@pytest.mark.parametrize("mode", ["full", "google"])
-def test_nine_in_ten_examples_have_two_segments_in_long_documents(mode: str) -> None:
-    examples = packing.pack_shard(shard(short_sentences(60)), (0, 0, 0), 128, mode)
-    assert np.mean(examples.length_b > 0) == pytest.approx(0.89, abs=0.02)
-
-
-def rows(documents: list[list[int]], key: tuple[int, int, int]) -> Array:
-    examples = packing.pack_shard(shard(documents), key, 64, "full")
-    return np.stack([examples.start, examples.length_a, examples.length_b], axis=1)
-
-
-def test_examples_of_a_document_depend_on_its_index_and_the_key_alone() -> None:
-    documents = short_sentences(6, 50)
-    together = rows(documents, (7, 0, 2))
-    changed = rows([[3], [400], *documents[2:]], (7, 0, 2))
-    from_third = together[together[:, 0] >= sum(map(sum, documents[:2]))][:, 1:]
-    np.testing.assert_array_equal(from_third, changed[changed[:, 0] >= 403][:, 1:])
-    np.testing.assert_array_equal(together, rows(documents, (7, 0, 2)))
-    for other in ((8, 0, 2), (7, 1, 2), (7, 0, 3)):
-        assert not np.array_equal(together, rows(documents, other))
-
-
-def test_equal_documents_are_cut_differently() -> None:
-    document = short_sentences(1, 50)[0]
-    found = rows([document] * 3, (0, 0, 0))
-    parts = [found[found[:, 0] // sum(document) == i][:, 1:].tolist() for i in range(3)]
-    assert parts[0] != parts[1] != parts[2]
+def test_no_worker_is_no_packing(copied: Corpus) -> None:
+    with pytest.raises(UserError, match="--workers 0"):
+        pack(copied.folder, LENGTH, num_workers=0)

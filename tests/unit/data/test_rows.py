@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from electra_dist.data.rows import RowReader, Rows, assemble
+from electra_dist.data.rows import (
+    NUM_BEFORE,
+    RowReader,
+    Rows,
+    assemble,
+    assemble_blocks,
+    windows,
+)
 from electra_dist.data.store import Corpus, Packing, SpecialIds
 from tests.unit.data.conftest import LENGTH
 
@@ -72,7 +80,9 @@ def test_a_batch_equals_rows_made_token_by_token(
 ) -> None:
     tokens, cuts, length = case
     columns = [np.array(column, np.int64) for column in zip(*cuts, strict=True)]
-    rows = assemble(np.array(tokens, np.uint16), *columns, length, SPECIAL)
+    start_B, *lengths = columns
+    read = windows(np.array(tokens, np.uint16), start_B - NUM_BEFORE, length + 1)
+    rows = assemble(read, *lengths, SPECIAL)
     check(rows, [one_row(tokens, *cut, length, SPECIAL) for cut in cuts])
 
 
@@ -86,15 +96,115 @@ def test_every_row_of_the_corpus_is_read(corpus: Corpus, packing: Packing, split
     assert 0.3 < shares < 1.0  # both kinds of rows are here, else this test shows little
 
 
+def one_packed_row(
+    tokens: list[int], start: int, blocks: list[int], length: int, special: SpecialIds
+) -> tuple[list[int], list[int], list[int]]:
+    """[CLS] block [SEP] ..., with block ids and positions, one token after the other."""
+    ids, block_ids, positions = [], [], []
+    for number, block in enumerate(blocks, start=1):
+        row = [special.cls, *tokens[start : start + block], special.sep]
+        start += block
+        ids += row
+        block_ids += [number] * len(row)
+        positions += range(len(row))
+    padding = [0] * (length - len(ids))
+    return ids + [special.pad] * len(padding), block_ids + padding, positions + padding
+
+
+def check_packed(rows: Rows, expected: list[tuple[list[int], list[int], list[int]]]) -> None:
+    assert rows.block_ids_BL is not None
+    assert rows.position_ids_BL is not None
+    assert rows.input_ids_BL.tolist() == [ids for ids, _, _ in expected]
+    assert rows.block_ids_BL.tolist() == [blocks for _, blocks, _ in expected]
+    assert rows.position_ids_BL.tolist() == [positions for _, _, positions in expected]
+    assert rows.num_tokens_B.tolist() == [sum(b > 0 for b in blocks) for _, blocks, _ in expected]
+    assert not rows.token_type_ids_BL.any()
+    assert (rows.input_ids_BL.dtype, rows.token_type_ids_BL.dtype) == (np.uint16, np.uint8)
+    assert (rows.block_ids_BL.dtype, rows.position_ids_BL.dtype) == (np.int16, np.int32)
+
+
+def every_packed_row(
+    corpus: Corpus, packing: Packing, split: str
+) -> list[tuple[list[int], list[int], list[int]]]:
+    rows = []
+    for tokens, examples in zip(
+        corpus.token_shards(split), packing.packed_examples(split), strict=True
+    ):
+        blocks = np.split(examples.block_lengths, examples.block_offsets[1:-1])
+        for start, row in zip(examples.start, blocks, strict=True):
+            lengths = row.astype(int).tolist()
+            rows.append(
+                one_packed_row(tokens.tolist(), int(start), lengths, LENGTH, corpus.special_ids)
+            )
+    return rows
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_packed_batch_equals_rows_made_token_by_token(data: st.DataObject) -> None:
+    length = data.draw(st.integers(3, 30))
+    tokens = data.draw(st.lists(st.integers(5, 99), min_size=length, max_size=60))
+    cuts: list[tuple[int, list[int]]] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        blocks = [data.draw(st.integers(1, length - 2))]
+        while (room := length - sum(blocks) - 2 * len(blocks) - 2) >= 1 and data.draw(
+            st.booleans()
+        ):
+            blocks.append(data.draw(st.integers(1, room)))
+        cuts.append((data.draw(st.integers(0, len(tokens) - sum(blocks))), blocks))
+    first_B = np.array([start for start, _ in cuts]) - NUM_BEFORE
+    rows = assemble_blocks(
+        windows(np.array(tokens, np.uint16), first_B, length + 1),
+        np.array([len(blocks) for _, blocks in cuts]),
+        np.array([block for _, blocks in cuts for block in blocks]),
+        SPECIAL,
+    )
+    check_packed(rows, [one_packed_row(tokens, *cut, length, SPECIAL) for cut in cuts])
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_every_packed_row_of_the_corpus_is_read(corpus: Corpus, split: str) -> None:
+    packing = Packing.open(corpus, LENGTH, "packed")
+    reader = RowReader(corpus, packing, split)
+    expected = every_packed_row(corpus, packing, split)
+    assert len(expected) == reader.num_rows
+    # All rows at once, which lie in several shards, and in another order than on disk.
+    order = np.random.default_rng(0).permutation(reader.num_rows)
+    check_packed(reader.read(order), [expected[i] for i in order])
+    assert max(max(blocks) for _, blocks, _ in expected) > 2
+
+
+@pytest.mark.parametrize("mode", ["full", "packed"])
+def test_word_starts_are_those_of_the_tokenizer(corpus: Corpus, mode: str) -> None:
+    packing = Packing.open(corpus, LENGTH, mode)
+    rows = RowReader(corpus, packing, "train", word_starts=True).read(np.arange(80))
+    assert rows.word_start_BL is not None
+    special = corpus.special_ids
+    entry = Tokenizer.from_file(str(corpus.tokenizer_path)).id_to_token
+    inner = 0
+    for ids, starts in zip(rows.input_ids_BL.tolist(), rows.word_start_BL.tolist(), strict=True):
+        for token, start in zip(ids, starts, strict=True):
+            if token not in (special.cls, special.sep, special.pad):
+                assert start == (not entry(token).startswith("##"))
+                inner += not start
+    assert inner > 100
+    assert RowReader(corpus, packing, "train").read(np.arange(9)).word_start_BL is None
+
+
+@pytest.mark.parametrize("mode", ["full", "packed"])
 @given(st.data())
 @settings(max_examples=40, deadline=None)
 def test_rows_come_in_the_order_asked_for_across_shards(
-    corpus: Corpus, data: st.DataObject
+    corpus: Corpus, mode: str, data: st.DataObject
 ) -> None:
-    packing = Packing.open(corpus, LENGTH, "full")
-    reader = RowReader(corpus, packing, "train")
+    packing = Packing.open(corpus, LENGTH, mode)
+    reader = RowReader(corpus, packing, "train", word_starts=True)
     assert len(corpus.token_shards("train")) > 3
     ids = data.draw(st.lists(st.integers(0, reader.num_rows - 1), min_size=1, max_size=12))
     whole = reader.read(np.arange(reader.num_rows))
     for all_rows, some_rows in zip(whole, reader.read(np.array(ids)), strict=True):
-        np.testing.assert_array_equal(all_rows[ids], some_rows)
+        if all_rows is None:
+            assert some_rows is None
+        else:
+            np.testing.assert_array_equal(all_rows[ids], some_rows)
+            assert all_rows.dtype == some_rows.dtype

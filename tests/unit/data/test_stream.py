@@ -1,17 +1,23 @@
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from electra_dist.config.schema import BatchConfig, DataConfig, ObjectiveConfig, RunConfig
 from electra_dist.data.masking import MaskRule, mask_rows
-from electra_dist.data.order import Order
+from electra_dist.data.order import Order, Skips, unskipped
+from electra_dist.data.passes import passes, seat
 from electra_dist.data.rows import RowReader
 from electra_dist.data.store import Corpus, Packing
-from electra_dist.data.stream import CorpusStream, MicroBatch, passes
+from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.errors import UserError
 from tests.unit.data.conftest import LENGTH
 
@@ -28,12 +34,23 @@ ARRAYS = (
 Open = Callable[..., CorpusStream]
 
 
-def config(micro: int = 4, prefetch: int = 0, length: int = LENGTH, seed: int = 5) -> RunConfig:
+PACKED_ARRAYS = (*ARRAYS, "block_ids_BL", "position_ids_BL")
+
+
+def config(
+    micro: int = 4,
+    prefetch: int = 0,
+    length: int = LENGTH,
+    seed: int = 5,
+    packing: Literal["full", "packed"] = "full",
+    masking: Literal["token", "whole_word", "span"] = "token",
+) -> RunConfig:
     return RunConfig(
         seed=seed,
-        objective=ObjectiveConfig(mask_prob=0.2),
+        objective=ObjectiveConfig(mask_prob=0.2, masking=masking, mean_span_length=2.5),
         data=DataConfig(
             sequence_length=length,
+            packing=packing,
             shuffle_block_size=16,
             shuffle_window_blocks=4,
             prefetch_steps=prefetch,
@@ -47,7 +64,7 @@ def opened(corpus: Corpus) -> Iterator[Open]:
     """Opens streams and closes them when the test ends."""
     streams = []
 
-    def open_one(rank: int = 0, world_size: int = 1, **options: int) -> CorpusStream:
+    def open_one(rank: int = 0, world_size: int = 1, **options: Any) -> CorpusStream:
         streams.append(CorpusStream(config(**options), corpus, rank, world_size))
         return streams[-1]
 
@@ -58,7 +75,7 @@ def opened(corpus: Corpus) -> Iterator[Open]:
 
 def identical(one: MicroBatch, other: MicroBatch) -> bool:
     return (one.step, one.index, one.checksum) == (other.step, other.index, other.checksum) and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ARRAYS
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in PACKED_ARRAYS
     )
 
 
@@ -103,27 +120,14 @@ def test_all_world_and_micro_batch_sizes_train_on_the_same_rows(
     never = (ids.cls, ids.sep, ids.mask)
     rule = MaskRule(seed=5, mask_prob=0.2, max_masked=6, mask_id=ids.mask, never=never)
     masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, rule)
-    expected = {**rows._asdict(), "masked_ids_BL": masks.masked_ids_BL}
+    segments = rows._asdict()
+    for name in ("block_ids_BL", "position_ids_BL", "word_start_BL"):
+        assert segments.pop(name) is None
+    expected = {**segments, "masked_ids_BL": masks.masked_ids_BL}
     expected |= {"masked_positions_BN": masks.positions_BN, "masked_weights_BN": masks.weights_BN}
     assert expected.keys() == set(ARRAYS)
     for name, array in rows_of(real).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
-
-
-@given(st.integers(1, 60), st.integers(1, 60))
-def test_passes_share_out_every_micro_batch_once(world_size: int, num_micro_batches: int) -> None:
-    if world_size > num_micro_batches:
-        with pytest.raises(UserError, match=f"at most {num_micro_batches} ranks"):
-            passes(0, world_size, num_micro_batches)
-        return
-    by_rank = [passes(rank, world_size, num_micro_batches) for rank in range(world_size)]
-    assert {len(own) for own in by_rank} == {-(-num_micro_batches // world_size)}
-    for rank, own in enumerate(by_rank):
-        real = [one.micro_batch for one in own if one.is_real]
-        assert real == list(range(rank, num_micro_batches, world_size))
-        assert [one.micro_batch for one in own if not one.is_real] == real[-1:] * (
-            len(own) - len(real)
-        )
 
 
 def test_more_ranks_than_micro_batches_are_refused_before_anything_is_read(corpus: Corpus) -> None:
@@ -174,9 +178,46 @@ def test_the_seed_changes_rows_and_masks(opened: Open) -> None:
         assert not np.array_equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
+@pytest.mark.parametrize("mode", ["full", "packed"])
+def test_packed_rows_are_those_of_the_layers_below_for_every_world_size(
+    opened: Open, corpus: Corpus, mode: str, masking: str
+) -> None:
+    packing = Packing.open(corpus, LENGTH, mode)
+    order = Order(seed=5, num_samples=packing.num_examples, block_size=16, window_blocks=4)
+    positions = np.arange(GLOBAL) + 7 * GLOBAL
+    reader = RowReader(corpus, packing, "train", word_starts=True)
+    rows = reader.read(order.sample_ids(positions))
+    ids = corpus.special_ids
+    rule = MaskRule(
+        seed=5,
+        mask_prob=0.2,
+        max_masked=6,
+        mask_id=ids.mask,
+        never=(ids.cls, ids.sep, ids.mask),
+        masking=masking,
+        mean_span_length=2.5,
+    )
+    masks = mask_rows(rows.input_ids_BL, rows.num_tokens_B, positions, rule, rows.word_start_BL)
+    for world_size in (1, 3):
+        by_rank = [
+            opened(rank, world_size, packing=mode, masking=masking).micro_batches(7, 7 * GLOBAL)
+            for rank in range(world_size)
+        ]
+        found = sorted((b for own in by_rank for b in own), key=lambda batch: batch.index)
+        for name in ("input_ids_BL", "block_ids_BL", "position_ids_BL", "num_tokens_B"):
+            columns, expected = [getattr(b, name) for b in found], getattr(rows, name)
+            if expected is None:
+                assert columns == [None] * 6
+            else:
+                np.testing.assert_array_equal(np.concatenate(columns), expected)
+        chosen = np.concatenate([batch.masked_positions_BN for batch in found])
+        np.testing.assert_array_equal(chosen, masks.positions_BN)
+
+
+@pytest.mark.parametrize("name", PACKED_ARRAYS)
 def test_the_checksum_changes_with_any_tensor(opened: Open, name: str) -> None:
-    batch = opened().micro_batch(3, 1, 100)
+    batch = opened(packing="packed").micro_batch(3, 1, 100)
     same = replace(batch, **{name: getattr(batch, name).copy()})
     assert same.checksum == batch.checksum
     for place in (0, -1):
@@ -196,3 +237,127 @@ def test_a_length_that_is_not_packed_is_refused_with_the_command_that_packs(
 ) -> None:
     with pytest.raises(UserError, match=r"corpus pack .* --length 64 --mode full"):
         CorpusStream(config(length=64), corpus)
+
+
+LANES = (1, 2, 3, 4)
+MICRO = (1, 2, 3, 4, 6, 8)
+Attempts = list[tuple[int, int, int]]
+"""Steps, ranks and nodes of one attempt after the other."""
+
+
+@cache
+def cached_stream(folder: Path, micro: int, num_lanes: int) -> CorpusStream:
+    plain = config(micro)
+    laned = replace(plain, data=replace(plain.data, num_lanes=num_lanes))
+    return CorpusStream(laned, Corpus.open(folder))
+
+
+@st.composite
+def resized_runs(draw: st.DrawFn) -> tuple[int, int, Skips, Attempts]:
+    micro = draw(st.sampled_from(MICRO))
+    attempts = []
+    for _ in range(draw(st.integers(1, 4))):
+        world_size = draw(st.integers(1, min(16, GLOBAL // micro)))
+        divisors = [n for n in range(1, world_size + 1) if world_size % n == 0]
+        attempts.append((draw(st.integers(1, 3)), world_size, draw(st.sampled_from(divisors))))
+    first, length = draw(st.integers(0, 200)), draw(st.integers(1, 60))
+    skips = draw(st.sampled_from([(), ((first, first + length),)]))
+    return micro, draw(st.sampled_from(LANES)), skips, attempts
+
+
+def check_resized_run(corpus: Corpus, run: tuple[int, int, Skips, Attempts]) -> None:
+    """However many ranks read, the hash of the row ids at all positions is the same."""
+    micro, num_lanes, skips, attempts = run
+    stream = cached_stream(corpus.folder, micro, num_lanes)
+    step = 0
+    found = xxhash.xxh3_64()
+    for num_steps, world_size, num_nodes in attempts:
+        for _ in range(num_steps):
+            ids: dict[int, np.ndarray] = {}
+            lane = stream.first_lane(step * GLOBAL, skips)
+            for rank in range(world_size):
+                local_ranks = [rank % (world_size // num_nodes) for rank in range(world_size)]
+                slot = seat(rank, local_ranks).slot(lane)
+                for one in passes(slot, world_size, GLOBAL // micro):
+                    if one.is_real:
+                        assert one.micro_batch not in ids
+                        positions = stream.positions(one.micro_batch, step * GLOBAL, skips)
+                        ids[one.micro_batch] = stream.sample_ids(positions)
+            assert sorted(ids) == list(range(GLOBAL // micro))
+            found.update(np.concatenate([ids[index] for index in sorted(ids)]))
+            step += 1
+    order = Order(
+        seed=5,
+        num_samples=Packing.open(corpus, LENGTH, "full").num_examples,
+        block_size=16,
+        window_blocks=4,
+        num_lanes=num_lanes,
+        lane_run=micro if num_lanes > 1 else 1,
+    )
+    whole = order.sample_ids(unskipped(np.arange(step * GLOBAL), skips))
+    assert found.hexdigest() == xxhash.xxh3_64_hexdigest(whole)
+
+
+@given(run=resized_runs())
+@settings(max_examples=60)
+def test_resizes_at_any_step_change_nothing_in_the_global_sequence(
+    corpus: Corpus, run: tuple[int, int, Skips, Attempts]
+) -> None:
+    check_resized_run(corpus, run)
+
+
+@pytest.mark.slow
+@given(run=resized_runs())
+@settings(max_examples=1000)
+def test_a_thousand_resized_runs_read_one_global_sequence(
+    corpus: Corpus, run: tuple[int, int, Skips, Attempts]
+) -> None:
+    check_resized_run(corpus, run)
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "num_lanes"), [(2, 2), (4, 4), (4, 2), (2, 4), (3, 6), (5, 5)]
+)
+@pytest.mark.parametrize("skips", [(), ((5, 9),), ((0, 24),)])
+def test_a_node_reads_its_own_lanes_only(
+    corpus: Corpus, num_nodes: int, num_lanes: int, skips: Skips
+) -> None:
+    """24 micro-batches of one row, two ranks a node; a step is no whole number of rounds of 5."""
+    laned = config(micro=1)
+    laned = replace(laned, data=replace(laned.data, num_lanes=num_lanes))
+    owned: dict[int, set[int]] = {}
+    places = [0, 1] * num_nodes
+    for rank in range(len(places)):
+        with closing(CorpusStream(laned, corpus, rank, len(places), places)) as stream:
+            # A skip within step 0 shifts the lanes of what is left of that step.
+            for step in range(1, 8):
+                for one in stream.passes(step * GLOBAL, skips):
+                    positions = stream.positions(one.micro_batch, step * GLOBAL, skips)
+                    lanes, _ = stream.order.lanes(positions)
+                    owned.setdefault(rank // 2, set()).update(lanes.tolist())
+    assert {len(lanes) for lanes in owned.values()} == {max(1, num_lanes // num_nodes)}
+    assert set().union(*owned.values()) == set(range(num_lanes))
+
+
+def test_skipped_positions_are_read_by_nobody_and_those_behind_keep_their_rows_and_masks(
+    opened: Open,
+) -> None:
+    stream = opened(micro=1)
+    found = rows_of([stream.micro_batch(0, 0, p, skips=((30, 60),)) for p in range(90)])
+    used = [*range(30), *range(60, 120)]
+    expected = rows_of([stream.micro_batch(0, 0, p) for p in used])
+    for name in ARRAYS:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_run_is_born_with_the_skips_of_its_config(corpus: Corpus, opened: Open) -> None:
+    plain = config()
+    born = replace(plain, data=replace(plain.data, skips=((0, 48),)))
+    with closing(CorpusStream(born, corpus)) as stream:
+        found = rows_of(stream.micro_batches(0, 0))
+    # What a roll-back left out counts as well, and is told at each step.
+    told = rows_of(opened().micro_batches(0, 0, ((0, 48),)))
+    expected = rows_of(opened().micro_batches(0, 48))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+        np.testing.assert_array_equal(told[name], expected[name], err_msg=name)

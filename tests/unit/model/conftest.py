@@ -74,7 +74,7 @@ def make_batch(config: RunConfig, num_tokens: Sequence[int], seed: int = 0) -> B
         masked_ids_BL=torch.from_numpy(masks.masked_ids_BL),
         token_type_ids_BL=torch.from_numpy((columns > num_tokens_B[:, None] // 2) & real).long(),
         attention_mask_BL=None if real.all() else torch.from_numpy(real),
-        masked_positions_BN=torch.from_numpy(masks.positions_BN),
+        masked_positions_BN=torch.from_numpy(masks.positions_BN).long(),
         masked_weights_BN=torch.from_numpy(masks.weights_BN),
         uniforms_BN=random.sampling_uniforms(masks.positions_BN.shape, seed, 0, 0),
     )

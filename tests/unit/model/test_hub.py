@@ -19,11 +19,14 @@ from transformers import (
 )
 
 from electra_dist.config.schema import RunConfig
+from electra_dist.data.tokenize import load_tokenizer
 from electra_dist.data.vocab import train_wordpiece
 from electra_dist.errors import UserError
+from electra_dist.finetune.encoding import TextEncoder
 from electra_dist.model import hub
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
+from tests.made_up import ROBERTA, trained
 
 MakeBatch = Callable[..., Batch]
 Scrambled = Callable[..., JointElectra]
@@ -40,7 +43,7 @@ SENTENCES = ["the cat sat on the mat", "a dog, unhappily, saw the cat", "unhappy
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "tokenizer.json"
-    train_wordpiece(lambda: SENTENCES, 90).save(str(path))
+    train_wordpiece(SENTENCES, 90).save(str(path))
     return path
 
 
@@ -161,7 +164,7 @@ def test_the_exported_tokenizer_encodes_a_pair_with_the_corpus_ids(
     tmp_path: Path, tokenizer: Path, config: RunConfig, scrambled: Scrambled
 ) -> None:
     hub.export(scrambled(config), tokenizer, tmp_path / "out")
-    vocabulary = train_wordpiece(lambda: SENTENCES, 90)
+    vocabulary = train_wordpiece(SENTENCES, 90)
     cls, sep, pad, mask = (vocabulary.token_to_id(f"[{n}]") for n in ("CLS", "SEP", "PAD", "MASK"))
     first = vocabulary.encode("The CAT sat", add_special_tokens=False).ids
     second = vocabulary.encode("unhappily, a dog", add_special_tokens=False).ids
@@ -176,6 +179,26 @@ def test_the_exported_tokenizer_encodes_a_pair_with_the_corpus_ids(
         assert encoded["attention_mask"] == [[1] * len(ids) + [0] * unused]
         assert (found.mask_token_id, found.model_max_length) == (mask, 40)
         assert json.loads((folder / "config.json").read_text())["pad_token_id"] == pad
+
+
+def test_a_tokenizer_with_roberta_s_names_goes_the_whole_way(
+    tmp_path: Path, config: RunConfig, scrambled: Scrambled
+) -> None:
+    trained("bpe", ROBERTA).save(str(tmp_path / "their.json"))
+    prepared = load_tokenizer(tmp_path / "their.json")
+    prepared.save(str(tmp_path / "tokenizer.json"))
+    hub.export(scrambled(config), tmp_path / "tokenizer.json", tmp_path / "out")
+    cls, sep, pad = (prepared.token_to_id(name) for name in ("<s>", "</s>", "<pad>"))
+    first, second = (prepared.encode(t, add_special_tokens=False).ids for t in ("the cats", "hats"))
+    found = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert (found.mask_token, found.mask_token_id) == ("<mask>", prepared.token_to_id("<mask>"))
+    encoded = found(["the cats"], ["hats"], padding="max_length", max_length=30)
+    ids = [cls, *first, sep, *second, sep]
+    assert encoded["input_ids"] == [ids + [pad] * (30 - len(ids))]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == pad
+    encoder = TextEncoder(tmp_path / "out", max_length=30)
+    assert encoder.rows(["the cats"], ["hats"])[0].ids == ids
+    assert encoder.pad_id == pad
 
 
 def test_a_folder_is_readable_by_whom_the_umask_lets(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import RunConfig
+from electra_dist.data.examples import pack_document, split_segments
 from electra_dist.data.masking import MaskRule, mask_rows, num_selected
-from electra_dist.data.packing import pack_document, split_segments
 from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.optim import ElectraAdam, decay_groups
@@ -301,14 +301,14 @@ def test_rule_12_the_generator_is_narrower_but_keeps_every_layer() -> None:
 
 def test_rule_13_shares_of_single_segments_short_targets_and_overshooting_sentences() -> None:
     rng = np.random.default_rng(5)
-    single = [split_segments([10] * 13, 128, 128, rng)[1] == 0 for _ in range(20000)]
+    single = [split_segments(0, range(10, 131, 10), 128, 128, rng)[1] == 0 for _ in range(20000)]
     assert np.mean(single) == pytest.approx(0.1, abs=0.009)
     # A aims at 62 and holds 50: whether the 30 that overshoot may join is a fair coin.
-    cuts = [split_segments([50, 30, 60], 128, 128, rng) for _ in range(20000)]
+    cuts = [split_segments(0, [50, 80, 140], 128, 128, rng) for _ in range(20000)]
     joined = [length_a == 80 for length_a, length_b in cuts if length_b]
     assert np.mean(joined) == pytest.approx(0.5, abs=0.015)
     # Sentences of one token: an example is as long as its target, uniform in [5, 128] if short.
-    examples = pack_document([1] * 1_000_000, 128, "google", rng)
+    examples = pack_document(0, range(1, 1_000_001), 128, "google", rng)
     lengths = np.array([length_a + length_b for _, length_a, length_b in examples[:-1]])
     assert np.mean(lengths < 125) == pytest.approx(0.05 * 120 / 124, abs=0.01)
     assert lengths.min() >= 5

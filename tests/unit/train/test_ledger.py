@@ -11,6 +11,7 @@ from electra_dist.errors import Superseded
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.files import read_json_lines
 from electra_dist.train.ledger import Ledger, chain
+from electra_dist.train.state import RunState
 
 Records = list[dict[str, Any]]
 
@@ -34,10 +35,10 @@ def steps(ledger: Ledger, first: int, last: int) -> None:
 def written(run: Path) -> Records:
     """A run of 4 steps that was stopped after 3, and repeats the third."""
     ledger = Ledger(Attempt.claim(run))
-    ledger.resumed(0, 0)
+    ledger.resumed(RunState())
     steps(ledger, 1, 3)
     ledger = Ledger(Attempt.claim(run))
-    ledger.resumed(2, 64)
+    ledger.resumed(RunState(step=2, position=64, skipped=((70, 80),)))
     steps(ledger, 3, 4)
     return read_json_lines(run / "ledger.jsonl")
 
@@ -53,6 +54,7 @@ def test_steps_and_resumes_are_recorded_in_one_chain(tmp_path: Path) -> None:
         (2, "step", 3, 64),
         (2, "step", 4, 96),
     ]
+    assert [records[n]["skipped"] for n in (0, 4)] == [[], [[70, 80]]]
     assert records[1]["samples"] == 32
     assert records[1]["checksum"] == "ffffffffffffffff"
     assert len({record["chain"] for record in records}) == 7
@@ -103,7 +105,7 @@ def test_the_chain_goes_on_after_a_half_written_line(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     ledger = Ledger(Attempt.claim(tmp_path))
-    ledger.resumed(3, 96)
+    ledger.resumed(RunState(step=3, position=96))
     again = read_json_lines(path)
     assert again[:-1] == records[:-1]
     assert again[-1]["attempt"] == 3

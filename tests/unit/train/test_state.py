@@ -5,10 +5,14 @@ from hypothesis import strategies as st
 
 from electra_dist.train.state import RunState
 
+INTERVALS = st.lists(st.tuples(st.integers(0, 2**53), st.integers(0, 2**53)), max_size=4)
 
-@given(st.integers(0, 10**9), st.integers(0, 2**53))
-def test_the_state_survives_json(step: int, position: int) -> None:
-    state = RunState(step=step, position=position)
+
+@given(st.integers(0, 10**9), st.integers(0, 2**53), INTERVALS.map(tuple))
+def test_the_state_survives_json(
+    step: int, position: int, skipped: tuple[tuple[int, int], ...]
+) -> None:
+    state = RunState(step=step, position=position, skipped=skipped)
     values = state.to_json(config_fingerprint="abc", corpus_fingerprint="def")
     assert RunState.from_json(json.loads(json.dumps(values))) == state
 
@@ -31,3 +35,4 @@ def test_a_step_moves_one_step_and_one_batch_of_positions() -> None:
     for _ in range(3):
         state = state.advanced(32)
     assert state == RunState(step=3, position=96)
+    assert RunState(skipped=((5, 9),)).advanced(32).skipped == ((5, 9),)
