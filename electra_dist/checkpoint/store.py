@@ -244,7 +244,7 @@ class CheckpointStore:
             try:
                 rebuilt = repair(info.folder)
             except (CorruptCheckpoint, OSError) as error:
-                log.info("no repair: %s", error)
+                log.debug("no repair: %s", error)  # the log has it; most runs keep no parity
             if rebuilt:
                 log.warning("%s: rebuilt %s", info.folder, ", ".join(rebuilt))
                 self._committer.record(
