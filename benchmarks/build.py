@@ -7,7 +7,8 @@
 cleaning, splitting, encoding, hashing, finding duplicates, writing and syncing. `bare` is
 `encode_batch_fast(add_special_tokens=False)` on the same sentences, which lie in memory as Python
 strings, in one process with the library's own threads on all cores; not even the ids are taken out.
-They take turns, each in a process of its own, and are timed inside it.
+They take turns, each in a process of its own, and are timed inside it. On a machine that is shared
+look at the ratio of CPU time too: the processes of the build get a larger share of the cores.
 
 --memory: the growth of the sum of the peaks of resident memory of parent and workers from 0.25 to
 1 GB of input, less 16 bytes a document, in MB for each GB.
@@ -71,23 +72,26 @@ def write_text(path: Path, num_bytes: int, seed: int = 0) -> Path:
     return path
 
 
-def options(inputs: Iterable[Path], tokenizer: str, out: Path) -> BuildOptions:
+def options(inputs: Iterable[Path], tokenizer: str, out: Path, dedup: str) -> BuildOptions:
     """What is measured."""
     spec = SourceSpec(inputs=tuple(map(str, inputs)))
     return BuildOptions(
-        sources=(spec,), out=out, tokenizer=tokenizer, num_workers=WORKERS, dedup="exact"
+        sources=(spec,), out=out, tokenizer=tokenizer, num_workers=WORKERS, dedup=dedup
     )
 
 
-def build(inputs: list[Path], tokenizer: str, out: Path) -> dict[str, float]:
+def build(inputs: list[Path], tokenizer: str, out: Path, dedup: str = "exact") -> dict[str, float]:
     """A build, timed."""
-    started = time.perf_counter()
-    summary = build_corpus(options(inputs, tokenizer, out))
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "tokens": summary.tokens + summary.held_out_tokens}
+    started, cpu_started = time.perf_counter(), cpu_seconds()
+    summary = build_corpus(options(inputs, tokenizer, out, dedup))
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds() - cpu_started,
+        "tokens": summary.tokens + summary.held_out_tokens,
+    }
 
 
-def bare(inputs: list[Path], tokenizer: str, _: Path) -> dict[str, float]:
+def bare(inputs: list[Path], tokenizer: str, _out: Path, _dedup: str) -> dict[str, float]:
     """The library alone, timed."""
     how = sources.SourceOptions()
     files = sources.find_files([str(path) for path in inputs])
@@ -96,20 +100,32 @@ def bare(inputs: list[Path], tokenizer: str, _: Path) -> dict[str, float]:
     for document in documents:
         sentences += document.sentences
     encoder = load_tokenizer(tokenizer)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), cpu_seconds()
     tokens = 0
     for start in range(0, len(sentences), BARE_BATCH_SENTENCES):
         batch = sentences[start : start + BARE_BATCH_SENTENCES]
         tokens += sum(map(len, encoder.encode_batch_fast(batch, add_special_tokens=False)))
-    return {"seconds": time.perf_counter() - started, "tokens": tokens}
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds() - cpu_started,
+        "tokens": tokens,
+    }
 
 
-def run(what: str, inputs: list[Path], tokenizer: str, folder: Path) -> dict[str, float]:
-    """One measurement in a process of its own; adds the CPU seconds of it and its workers."""
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def run(
+    what: str, inputs: list[Path], tokenizer: str, folder: Path, dedup: str
+) -> dict[str, float]:
+    """One measurement in a process of its own."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     out = folder / "corpus"
-    process = context.Process(target=_child, args=(what, inputs, tokenizer, out, sender))
+    process = context.Process(target=_child, args=(what, inputs, tokenizer, out, dedup, sender))
     process.start()
     sender.close()
     result: dict[str, float] = receiver.recv()
@@ -118,27 +134,35 @@ def run(what: str, inputs: list[Path], tokenizer: str, folder: Path) -> dict[str
     return result
 
 
-def _child(what: str, inputs: list[Path], tokenizer: str, out: Path, sender: Connection) -> None:
-    result = {"build": build, "bare": bare}[what](inputs, tokenizer, out)
-    usages = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result["cpu_seconds"] = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def _child(
+    what: str, inputs: list[Path], tokenizer: str, out: Path, dedup: str, sender: Connection
+) -> None:
+    result = {"build": build, "bare": bare}[what](inputs, tokenizer, out, dedup)
     sender.send(result)
 
 
-def speed(inputs: list[Path], tokenizer: str, folder: Path, rounds: int) -> dict[str, Any]:
+def speed(
+    inputs: list[Path], tokenizer: str, folder: Path, rounds: int, dedup: str
+) -> dict[str, Any]:
     """Tokens a second of both, interleaved, and the median of the ratios of the rounds."""
     results: dict[str, list[dict[str, float]]] = {"build": [], "bare": []}
     for number in range(rounds):
         # Who goes first takes turns as well.
         for what in ("build", "bare") if number % 2 else ("bare", "build"):
-            results[what].append(run(what, inputs, tokenizer, folder))
-    assert len({result["tokens"] for of in results.values() for result in of}) == 1, "not the same"
-    rates = {n: [r["tokens"] / r["seconds"] for r in found] for n, found in results.items()}
-    ratios = [a / b for a, b in zip(rates["build"], rates["bare"], strict=True)]
+            results[what].append(run(what, inputs, tokenizer, folder, dedup))
+    # All that was encoded; duplicates that the build leaves out afterwards are no part of its own.
+    tokens = results["bare"][0]["tokens"]
+    rates = {name: [tokens / r["seconds"] for r in found] for name, found in results.items()}
+    ratios = {
+        what: [b[what] / a[what] for a, b in zip(results["build"], results["bare"], strict=True)]
+        for what in ("seconds", "cpu_seconds")
+    }
     return {
-        "tokens": results["build"][0]["tokens"],
+        "tokens": tokens,
         "rounds": rounds,
-        "ratio": _spread(ratios),
+        "dedup": dedup,
+        "ratio": _spread(ratios["seconds"]),
+        "cpu_ratio": _spread(ratios["cpu_seconds"]),
         "tokens_per_second": {name: _spread(found) for name, found in rates.items()},
     }
 
@@ -215,6 +239,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="default: one trained on the made-up text")
     parser.add_argument("--megabytes", type=int, default=48, help="of made-up text")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dedup", default="exact", choices=("exact", "near", "none"))
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--sizes", nargs=2, type=int, default=MEMORY_BYTES, help="for --memory")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary one")
@@ -227,7 +252,7 @@ def main() -> None:
         else:
             text = args.input or [write_text(folder / "text.txt", args.megabytes * 10**6)]
             tokenizer = args.tokenizer or str(small_tokenizer(folder))
-            found = speed(text, tokenizer, folder, args.rounds)
+            found = speed(text, tokenizer, folder, args.rounds, args.dedup)
     if args.json:
         print(json.dumps(found, indent=2))
     elif args.memory:
@@ -241,8 +266,9 @@ def main() -> None:
         for name, row in found["tokens_per_second"].items():
             numbers = "".join(f"{row[key]:>12,.0f}" for key in ("median", "low", "high"))
             print(f"{name + ', tokens/s':<24}{numbers}")
-        numbers = "".join(f"{found['ratio'][key]:>12.3f}" for key in ("median", "low", "high"))
-        print(f"{'build / bare':<24}{numbers}")
+        for name, key in (("build / bare", "ratio"), ("by CPU time", "cpu_ratio")):
+            numbers = "".join(f"{found[key][of]:>12.3f}" for of in ("median", "low", "high"))
+            print(f"{name:<24}{numbers}")
 
 
 if __name__ == "__main__":
