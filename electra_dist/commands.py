@@ -127,7 +127,10 @@ def trace(args: argparse.Namespace, overrides: list[str]) -> int:
     from electra_dist.data.trace import TITLES, describe, render, trace
 
     steps = steps_range(args.steps)
-    config = files.load(args.config, overrides, recipe=args.recipe)
+    path = args.config  # a run folder holds the config that it runs with
+    if path is not None and (path / "config.json").is_file():
+        path = path / "config.json"
+    config = files.load(path, overrides, recipe=args.recipe)
     corpora = Corpora.open(config.data)
     records = trace(config, corpora, steps, args.world_size, args.ranks_per_node)
     if not args.json:
@@ -215,7 +218,15 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def stop(args: argparse.Namespace, _: list[str]) -> int:
     """Ask a run to save and finish, without a requeue."""
+    from electra_dist.launch.run_folder import run_status
+
     _require_run(args.run)
+    attempts = run_status(args.run).attempts
+    if attempts and attempts[-1].reason is not None:
+        raise UserError(
+            f"{args.run} is not running: its last attempt ended ({attempts[-1].reason}) "
+            f"at step {attempts[-1].step}; there is nothing to stop"
+        )
     (args.run / "STOP").touch()
     print(f"{args.run}: will save and finish at its next step")
     return 0
@@ -338,5 +349,8 @@ def run_predict(args: argparse.Namespace, _: list[str]) -> int:
     """Label texts with a fine-tuned model, as JSONL."""
     from electra_dist.serve.predict import predict_file
 
-    predict_file(args.model, args.input, args.out)
+    rows = predict_file(args.model, args.input, args.out)
+    if args.out is None:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
     return 0

@@ -52,7 +52,13 @@ class BuildFolder:
         self._descriptor = -1
 
     def __enter__(self) -> "BuildFolder":
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--out {self._out} cannot be made ({error.strerror}): give a folder on a disk that"
+                " you may write to"
+            ) from None
         self._descriptor = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

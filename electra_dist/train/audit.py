@@ -105,6 +105,11 @@ def audit(
             checkpoint=checkpoint,
             problems=[f"ledger.jsonl, {problem}"],
         )
+    if steps is not None and steps.start >= history.num_recorded:
+        raise UserError(
+            f"--steps {steps.start}:{steps.stop} lies beyond the {history.num_recorded} updates in "
+            f"{run_folder / 'ledger.jsonl'}; updates are counted from 0"
+        )
     if isinstance(state, str):
         problems = [state]
     else:
@@ -113,7 +118,7 @@ def audit(
     checked = range(0)
     if not problems:
         checked = range(history.num_recorded) if steps is None else steps
-        checked = checked[: max(0, history.num_recorded - checked.start)]
+        checked = checked[: history.num_recorded - checked.start]
         problems = _wrong_checksums(history, config, corpora, checked, progress)
     return Audit(
         run=run_folder,

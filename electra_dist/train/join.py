@@ -94,6 +94,11 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
     Raises:
         UserError: any of these does not fit.
     """
+    if (run_folder / "manifest.json").is_file():
+        raise UserError(
+            f"--out {run_folder} is a corpus or a checkpoint (it holds a manifest.json); "
+            "give the run a folder of its own"
+        )
     objective_named(config.objective.name)
     passes(world.rank, world.world_size, config.batch.num_micro_batches)
     check_deepspeed_config(config)

@@ -514,3 +514,34 @@ def test_a_folder_of_something_else(words: list[str], tmp_path: Path, refused: R
     assert str(tmp_path) in refused(*words, tmp_path)
     assert f"{tmp_path}/missing" in refused(*words, tmp_path / "missing")
     assert contents(tmp_path) == before
+
+
+def test_a_run_into_a_corpus(place: Place, refused: Refused) -> None:
+    sentence = refused("pretrain", place.config, "--out", place.corpus)
+    assert f"{place.corpus} is a corpus" in sentence
+
+
+def test_stopping_a_run_that_has_ended(place: Place, refused: Refused) -> None:
+    assert "its last attempt ended (finished) at step 6" in refused("stop", place.run)
+    assert not (place.run / "STOP").exists()
+
+
+def test_an_audit_of_steps_that_were_not_made(place: Place, refused: Refused) -> None:
+    sentence = refused("corpus", "audit", place.run, "--steps", "6:9")
+    assert "--steps 6:9 lies beyond the 6 updates" in sentence
+
+
+def test_a_corpus_on_a_disk_that_takes_none(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "a.txt").write_text(text(3))
+    sentence = refused("corpus", "build", "--input", tmp_path / "a.txt", "--out", "/proc/none/c")
+    assert "--out /proc/none/c cannot be made" in sentence
+
+
+def test_a_trace_takes_the_run_or_its_config(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for given in (place.run, place.run / "config.json"):
+        assert main(["trace", str(given), "--steps", "0:2", "--world-size", "2"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""

@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ElectraConfig, ElectraModel
 
+from electra_dist.cli import main
 from electra_dist.errors import UserError
 from electra_dist.finetune.folder import HeadConfig, save_classifier
 from electra_dist.finetune.heads import HEADS, ElectraClassifier, HeadName
@@ -141,3 +142,14 @@ def test_mistakes_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("good\n")
     with pytest.raises(UserError, match=r"out\.jsonl: cannot be written"):
         predict_file(model, tmp_path / "in.txt", tmp_path / "no" / "out.jsonl")
+
+
+def test_without_out_the_rows_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model(tmp_path)
+    (tmp_path / "in.txt").write_text("good film\nbad\n")
+    rows = predict_file(model, tmp_path / "in.txt")
+    capsys.readouterr()
+    assert main(["predict", "--model", str(model), "--input", str(tmp_path / "in.txt")]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
