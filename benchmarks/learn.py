@@ -4,9 +4,9 @@
     electra-dist corpus pack CORPUS --length 32
     python benchmarks/learn.py --corpus CORPUS --out RUN [--target 0.60] [--json]
 
-It takes about 20 minutes of one core on 24 M tokens of English prose, a vocabulary of 2,048 (a
-larger one learns later); a corpus of few documents needs --held-out-share 0.02. Stop it with Ctrl-C and start it again with the same words, as often as
-needed, and it goes on where it was.
+It takes about 20 minutes of one core on 24 M tokens of English prose with a vocabulary of 2,048 (a
+larger one learns later); a corpus of few documents needs --held-out-share 0.02. Stop it with Ctrl-C
+and start it again with the same words, as often as needed, and it goes on where it was.
 """
 
 from __future__ import annotations
