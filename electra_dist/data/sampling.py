@@ -1,15 +1,9 @@
-"""How large is the input, and an even sample of it for training a vocabulary."""
+"""An even sample of the input, for training a vocabulary."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from electra_dist.data import sources
-from electra_dist.data.parts import SourceInput
-
-
-def total_bytes(inputs: Sequence[SourceInput]) -> int | None:
-    """Bytes of all files as they are stored; None where a store does not say."""
-    sizes = [file.num_bytes for source in inputs for file in source.files]
-    return None if None in sizes else sum(size or 0 for size in sizes)
+from electra_dist.data.parts import SourceInput, total_bytes
 
 
 def sample_sentences(

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from electra_dist.data import records, sources
-from electra_dist.data.parts import SourceInput
+from electra_dist.data.parts import SourceInput, total_bytes
 from electra_dist.data.records import SourceOptions
-from electra_dist.data.sampling import sample_sentences, total_bytes
+from electra_dist.data.sampling import sample_sentences
 
 
 @pytest.fixture
