@@ -18,10 +18,10 @@ import numpy as np
 from electra_dist.data import sources, store
 from electra_dist.data.build_options import BuildOptions
 from electra_dist.data.merge import manifest_counts, survey, write_shards
-from electra_dist.data.parts import EncoderSetup, PartTask, SourceInput, part_tasks
+from electra_dist.data.parts import EncoderSetup, PartTask, SourceInput, part_tasks, total_bytes
 from electra_dist.data.plan import BuildFolder, plan_of
 from electra_dist.data.quarantine import Quarantine
-from electra_dist.data.sampling import sample_sentences, total_bytes
+from electra_dist.data.sampling import sample_sentences
 from electra_dist.data.shards import ShardWriter
 from electra_dist.data.tokenize import (
     TokenizerFacts,

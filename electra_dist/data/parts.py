@@ -26,8 +26,9 @@ from electra_dist.data.tokenize import (
 PART_BYTES = 4 << 20
 """Text in a part, about: some seconds of a worker, 250,000 files for a terabyte."""
 _FIRST_PART_BYTES = 256 << 10
-# Parts grow with what came before, so that the last ones leave no core idle for long.
-_PARTS_BEFORE_GROWTH = 32
+# Parts grow with what came before and shrink with what is left, where that is known: the last ones
+# must leave no core idle for long.
+_PARTS_TO_EACH_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,23 +158,37 @@ def read_part(folder: Path, number: int) -> Part:
     )
 
 
+def total_bytes(inputs: Sequence[SourceInput]) -> int | None:
+    """Bytes of all files as they are stored; None where a store does not say."""
+    sizes = [file.num_bytes for source in inputs for file in source.files]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
 def part_tasks(inputs: Sequence[SourceInput]) -> Iterator[PartTask]:
     """Cuts the input into the pieces of parts; the same ones whatever happens elsewhere."""
-    number = 0
-    total_bytes = 0
+    total = total_bytes(inputs)
+    number = stored = text = 0
     for index, source in enumerate(inputs):
         waiting: list[sources.Piece] = []
         size = 0
         for piece in _pieces(source):
             waiting.append(piece)
             size += len(piece.payload)
-            if size >= min(max(total_bytes // _PARTS_BEFORE_GROWTH, _FIRST_PART_BYTES), PART_BYTES):
-                yield PartTask(number=number, source=index, pieces=tuple(waiting))
-                number, total_bytes = number + 1, total_bytes + size
-                waiting, size = [], 0
+            stored += piece.num_bytes
+            if size < _part_bytes(text, stored, total):
+                continue
+            yield PartTask(number=number, source=index, pieces=tuple(waiting))
+            number, text = number + 1, text + size
+            waiting, size = [], 0
         if waiting:
             yield PartTask(number=number, source=index, pieces=tuple(waiting))
-            number, total_bytes = number + 1, total_bytes + size
+            number, text = number + 1, text + size
+
+
+def _part_bytes(text: int, stored: int, total: int | None) -> int:
+    """What the next part holds after `text` bytes, which are `stored` of `total` in the files."""
+    left = text if total is None else text * max(total - stored, 0) // max(stored, 1)
+    return min(max(min(text, left) // _PARTS_TO_EACH_SIDE, _FIRST_PART_BYTES), PART_BYTES)
 
 
 def _pieces(source: SourceInput) -> Iterable[sources.Piece]:

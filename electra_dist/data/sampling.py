@@ -1,4 +1,4 @@
-"""How large is the input, and an even sample of it for training or measuring a vocabulary.
+"""An even sample of the input, for training or measuring a vocabulary.
 
 The sample is a number of windows of about 1 MiB, at even distances over all that is given: the same
 ones each time, and the work is bounded by the sample, however large the input. What cannot be
@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from electra_dist.data import records, sources
 from electra_dist.data.input_files import InputFile, open_file
-from electra_dist.data.parts import SourceInput
+from electra_dist.data.parts import SourceInput, total_bytes
 from electra_dist.data.sources import Document, Piece
 
 Report = Callable[[int], None]
 """Told the bytes of text taken so far."""
 
 _LINE_SOURCES = ("text", "jsonl")
-
-
-def total_bytes(inputs: Sequence[SourceInput]) -> int | None:
-    """Bytes of all files as they are stored; None where a store does not say."""
-    sizes = [file.num_bytes for source in inputs for file in source.files]
-    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def sample_sentences(

@@ -4,13 +4,14 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from electra_dist.data import build as building
-from electra_dist.data import merge, parts, sources
+from electra_dist.data import merge, parts, records, sources
 from electra_dist.data.build import build_corpus
 from electra_dist.data.build_options import BuildOptions, SourceSpec
 from electra_dist.data.parts import Encoder, PartTask, SourceInput, part_tasks
@@ -242,3 +243,25 @@ def test_parts_are_the_same_however_the_files_are_many_or_large(tmp_path: Path) 
     assert order == list(range(100))
     both = list(part_tasks([source, source]))
     assert [task.source for task in both] == [0] * len(tasks) + [1] * len(tasks)
+
+
+def test_parts_grow_and_shrink_again_where_sizes_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PIECE_BYTES", 100)
+    monkeypatch.setattr(parts, "_FIRST_PART_BYTES", 200)
+    monkeypatch.setattr(parts, "PART_BYTES", 1000)
+    (tmp_path / "a.txt").write_text("a few words.\n\n" * 10_000)
+    files = sources.find_files([str(tmp_path / "a.txt")])
+
+    def sizes() -> list[int]:
+        source = SourceInput(kind="text", options=SourceOptions(), files=files)
+        return [sum(len(p.payload) for p in task.pieces) for task in part_tasks([source])]
+
+    grown = sizes()
+    assert sum(grown) == 140_000
+    assert max(grown[:10] + grown[-10:]) < 350
+    assert 900 < max(grown) < 1200
+    files = [replace(files[0], num_bytes=None)]
+    assert sizes()[:10] == grown[:10]
+    assert min(sizes()[-10:-1]) > 900
