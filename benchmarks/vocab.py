@@ -13,11 +13,15 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from electra_dist.data.sampling import sample_sentences
-from electra_dist.data.tokenize import SPECIAL_TOKENS
-from electra_dist.data.vocab import alphabet_of, text_input, train_wordpiece
+from electra_dist.data.vocab import (
+    alphabet_of,
+    text_input,
+    train_wordpiece,
+    wordpiece_trainer,
+)
 
 
 def train_plainly(sentences: list[str], size: int) -> dict[str, int]:
@@ -29,15 +33,9 @@ def train_plainly(sentences: list[str], size: int) -> dict[str, int]:
     alphabet, inside_words = alphabet_of(counts, size, normalizer, splitter)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=2,
-        special_tokens=[*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside_words)],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
+    tokenizer.train_from_iterator(
+        sentences, trainer=wordpiece_trainer(size, alphabet, inside_words)
     )
-    tokenizer.train_from_iterator(sentences, trainer=trainer)
     found: dict[str, int] = tokenizer.get_vocab()
     return found
 

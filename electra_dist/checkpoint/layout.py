@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from electra_dist.errors import UserError
+from electra_dist.runtime.retry import Retry, may_pass, retrying
 
 FORMAT_VERSION = 2
 """1: the ranges of a shard stand in its header only. 2: in the manifest too."""
@@ -36,8 +36,8 @@ BLOCK_BYTES = 1 << 20
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """fp32 weights and Adam's two moments: every parameter has all three."""
 
-RETRY_PAUSES_SECONDS = (0.1, 0.5, 2.0)
-"""Waits between two tries to read a file that exists and that the system fails to read."""
+RETRY = Retry(num_attempts=4, first_delay_seconds=0.4)
+"""For a file that exists and that the system fails to read: 3 to 6 seconds in all."""
 
 Answer = TypeVar("Answer")
 
@@ -200,20 +200,11 @@ def patiently(read: Callable[[], Answer], path: Path) -> Answer:
     Raises:
         CorruptCheckpoint: the file is not there, or the error does not pass.
     """
-    for pause in RETRY_PAUSES_SECONDS:
-        try:
-            return read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror})") from None
-        except OSError:
-            time.sleep(pause)
     try:
-        return read()
+        return retrying(f"reading {path}", read, RETRY)
     except OSError as error:
-        tries = len(RETRY_PAUSES_SECONDS) + 1
-        raise CorruptCheckpoint(
-            f"{path} cannot be read ({error.strerror}, {tries} times)"
-        ) from None
+        times = f", {RETRY.num_attempts} times" if may_pass(error) else ""
+        raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror}{times})") from None
 
 
 def uncovered(

@@ -29,7 +29,7 @@ from electra_dist.checkpoint.parity import repair
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.checkpoint.shard import Piece
 from electra_dist.engine.protocol import Engine
-from electra_dist.errors import Superseded, UserError
+from electra_dist.errors import UserError
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
 
@@ -158,16 +158,9 @@ class CheckpointStore:
                 name="wait for the commit of a checkpoint",
             )
             if superseded:
-                raise self.superseded()
+                raise self._attempt.superseded()
             if not in_flight:
                 return not failed
-
-    def superseded(self) -> Superseded:
-        """The error that every rank raises when one has found a later attempt."""
-        return Superseded(
-            f"Attempt {self._attempt.number} of {self.run_folder} has been superseded "
-            "by a later one."
-        )
 
     def settle(self, timeout_seconds: float) -> None:
         """Give this rank's writer some time before the process leaves after an error. Local."""

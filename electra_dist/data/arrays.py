@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from electra_dist.data.retry import retrying
 from electra_dist.errors import UserError
+from electra_dist.runtime.retry import retrying
 
 Array = npt.NDArray[Any]
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import fsspec
 import xxhash
 
-from electra_dist.data.retry import Retry, may_pass, retrying
 from electra_dist.errors import UserError
+from electra_dist.runtime.retry import Retry, may_pass, retrying
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)

@@ -212,18 +212,25 @@ def train_wordpiece(
         )
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.WordPieceTrainer(
+    trainer = wordpiece_trainer(vocab_size, alphabet, inside_words)
+    tokenizer.train_from_iterator(repeated(words), trainer=trainer)
+    return wordpiece_tokenizer(tokenizer.get_vocab(), lowercase, strip_accents)
+
+
+def wordpiece_trainer(
+    vocab_size: int, alphabet: list[str], inside_words: list[str]
+) -> trainers.WordPieceTrainer:
+    """The library's trainer, told which characters get an entry (see `alphabet_of`)."""
+    return trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        # Given as special tokens so that they get their ids first and in this order; the rebuilt
-        # tokenizer below knows them as plain entries.
+        # Given as special tokens so that they get their ids first and in this order; the tokenizer
+        # that is rebuilt from the vocabulary knows them as plain entries.
         special_tokens=[*SPECIAL_TOKENS.values(), *(f"##{c}" for c in inside_words)],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(repeated(words), trainer=trainer)
-    return wordpiece_tokenizer(tokenizer.get_vocab(), lowercase, strip_accents)
 
 
 def alphabet_of(

@@ -78,7 +78,11 @@ class Attempt:
             return
         finally:
             os.close(descriptor)
-        raise Superseded(
+        raise self.superseded()
+
+    def superseded(self) -> Superseded:
+        """What is raised once a later attempt is known, by whichever rank has found it."""
+        return Superseded(
             f"Attempt {self.number} of {self.run_folder} has been superseded by a later one."
         )
 

@@ -158,7 +158,7 @@ def agree(run: Run, local: LocalResult) -> StepResult:
     )
     *totals, high, low, signalled, asked, busy, failed, superseded = reduced
     if superseded:
-        raise run.store.superseded()
+        raise run.attempt.superseded()
     sums = dict(zip(names, totals, strict=True))
     tokens = sums.pop("tokens")
     means = {name: total / run.config.batch.num_micro_batches for name, total in sums.items()}

@@ -23,6 +23,7 @@ from electra_dist.checkpoint import layout
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.runtime.attempt import Attempt
+from electra_dist.runtime.retry import Retry
 from tests.unit.checkpoint.fake_engine import DictEngine, a_store, restored, saved
 
 FAULTS = {"kill": 1, "torn": 2, "short": 3, "full": 4, "eio": 5, "read-only": 6}
@@ -123,7 +124,7 @@ def outcome(base: Path, run: Path, rank: int, at: int, fault: str) -> str:
 def main() -> None:
     folder, every = Path(sys.argv[1]), int(sys.argv[2])
     logging.disable()
-    layout.RETRY_PAUSES_SECONDS = (0.001, 0.001)  # type: ignore[assignment]
+    layout.RETRY = Retry(num_attempts=3, first_delay_seconds=0.001)
     base, run = folder / "base", folder / "run"
     Attempt.claim(base)
     ranks = [in_fork(lambda rank=rank: save(base, OLD, rank, 20.0)) for rank in (0, 1)]

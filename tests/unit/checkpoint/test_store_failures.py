@@ -11,6 +11,7 @@ from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.errors import Superseded, UserError
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.files import read_json_lines
+from electra_dist.runtime.retry import Retry
 from tests.unit.checkpoint.fake_engine import (
     SHAPES,
     DictEngine,
@@ -108,7 +109,7 @@ def test_where_all_are_damaged_nothing_is_renamed_and_the_user_is_asked(
 def fail_reads(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     """The next so many reads of a file fail as those of a stale NFS handle do."""
     real, left = os.pread, [times]
-    monkeypatch.setattr(layout, "RETRY_PAUSES_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(layout, "RETRY", Retry(num_attempts=3, first_delay_seconds=0.0))
 
     def pread(*arguments: int) -> bytes:
         if left[0]:

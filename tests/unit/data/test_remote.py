@@ -22,11 +22,11 @@ from electra_dist.data import remote as remote_module
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.frozen import read_frozen
 from electra_dist.data.remote import Cache, RemoteFolder
-from electra_dist.data.retry import Retry
 from electra_dist.data.rows import RowReader
 from electra_dist.data.store import Corpus, Packing
 from electra_dist.data.stream import CorpusStream
 from electra_dist.errors import UserError
+from electra_dist.runtime.retry import Retry
 from tests.unit.data.conftest import LENGTH
 
 ADDRESS = "flaky://bucket/corpus"
@@ -66,7 +66,7 @@ def flaky(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
     }
     for name, value in {"files": files, "reads": [], "failures": [], "damaged_reads": 0}.items():
         monkeypatch.setattr(Flaky, name, value, raising=False)
-    monkeypatch.setattr("electra_dist.data.retry.time.sleep", lambda _: None)
+    monkeypatch.setattr("electra_dist.runtime.retry.time.sleep", lambda _: None)
     return Flaky
 
 

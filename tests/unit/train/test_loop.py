@@ -40,10 +40,8 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         control=Exchange(reduce) if reduce else control,
         stop_signals=SimpleNamespace(received=more.get("received")),
         stop_file_exists=lambda: more.get("asked", False),
-        store=SimpleNamespace(
-            signs=lambda: more.get("writer", (0.0, 0.0, 0.0)),
-            superseded=lambda: Superseded("a later attempt"),
-        ),
+        store=SimpleNamespace(signs=lambda: more.get("writer", (0.0, 0.0, 0.0))),
+        attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
     )
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from electra_dist.data import arrays
 from electra_dist.data.arrays import read_arrays
-from electra_dist.data.retry import Retry, may_pass, retrying
 from electra_dist.data.store import write_arrays
 from electra_dist.errors import UserError
+from electra_dist.runtime.retry import Retry, may_pass, retrying
 
 AT_ONCE = Retry(num_attempts=4, first_delay_seconds=0.0)
 
@@ -92,5 +92,5 @@ def test_mapping_a_local_file_is_tried_again(
         return memmap(*args, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(arrays.np, "memmap", stale_at_first)
-    monkeypatch.setattr("electra_dist.data.retry.time.sleep", lambda _: None)
+    monkeypatch.setattr("electra_dist.runtime.retry.time.sleep", lambda _: None)
     assert read_arrays(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
