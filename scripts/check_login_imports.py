@@ -11,9 +11,8 @@ from pathlib import Path
 LOGIN_PARTS = (
     "config",
     "launch",
-    "cli.py",
-    "cli_build.py",
-    "commands.py",
+    "cli",
+    "commands",
     "errors.py",
     "checkpoint/layout.py",
 )

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from check_login_imports import FORBIDDEN
 from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
-from electra_dist.cli import main, make_parser, split_overrides
+from electra_dist.cli import main
+from electra_dist.cli.main import make_parser, split_overrides
 from electra_dist.config import files
 from tests.made_up import text
 

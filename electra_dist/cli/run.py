@@ -1,0 +1,60 @@
+"""The words of `pretrain`, `trace`, `stop`, `status` and `config`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from electra_dist.cli.parser import command, group
+from electra_dist.commands import corpus, run
+
+_KNOBS = """common knobs (--section.field value; `electra-dist config docs` lists all):
+  --data.corpus CORPUS              --data.sequence_length 128
+  --data.blend CORPUS 3 CORPUS 1    --data.num_lanes 1              --data.skips FIRST LAST ...
+  --batch.global_batch_size 128     --batch.micro_batch_size 32
+  --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
+  --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.clip_norm 1.0
+  --objective.name electra|mlm      --objective.mask_prob 0.15      --objective.disc_weight 50
+  --model.hidden_size 256           --model.num_layers 12           --model.generator_hidden_size 64
+  --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.precision fp32|bf16
+  --engine.deepspeed_config JSON    --engine.threads_per_rank N
+  --checkpoint.every_steps 1000     --checkpoint.keep_last 3
+  --metrics.log_every 10            --metrics.eval_every 1000       --seed 0
+sections: model objective data batch optim schedule engine checkpoint resilience metrics"""
+
+
+def add_run(parent: Any) -> None:
+    """Declare `pretrain`, `trace`, `stop`, `status` and `config`."""
+    pretrain = command(
+        parent,
+        "pretrain",
+        run.pretrain,
+        epilog=_KNOBS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pretrain.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
+    pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
+    pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
+    pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
+    trace = command(parent, "trace", corpus.trace)
+    trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
+    trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")
+    trace.add_argument(
+        "--steps", required=True, metavar="A:B", help="updates A to B - 1, counted from 0"
+    )
+    trace.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default 1)")
+    trace.add_argument(
+        "--ranks-per-node", type=int, metavar="N", help="for data.num_lanes > 1 (default: W)"
+    )
+    trace.add_argument("--json", action="store_true", help="one JSON document, nothing cut")
+    stop = command(parent, "stop", run.stop)
+    stop.add_argument("run", type=Path, metavar="RUN")
+    status = command(parent, "status", run.status)
+    status.add_argument("run", type=Path, metavar="RUN")
+    status.add_argument("--json", action="store_true", help="one JSON document")
+    config = group(parent, "config", "look at configs")
+    show = command(config, "show", run.config_show)
+    show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
+    show.add_argument("--recipe")
+    command(config, "docs", run.config_docs)

@@ -1,0 +1,181 @@
+"""Sections on what is learnt: model, objective, optim, schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from electra_dist.config.checks import require, require_positive, require_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two towers and the tables they share (algorithm: sections 1 and 2)."""
+
+    num_layers: int = 12
+    """Transformer layers of the discriminator."""
+    hidden_size: int = 256
+    """Width of the discriminator; its heads are 64 wide and its ffn is four times this."""
+    embedding_size: int = 128
+    """Width of the word, position and token-type tables that both towers share."""
+    generator_num_layers: int = 12
+    """Transformer layers of the generator; ELECTRA keeps all of them and narrows the width."""
+    generator_hidden_size: int = 64
+    """Width of the generator: 1/4 of the discriminator's in small and large, 1/3 in base."""
+    vocab_size: int | None = None
+    """Rows of the word table. Left out, it is the corpus's; a value unlike that is refused."""
+    max_position_embeddings: int = 512
+    """Rows of the position table: the longest sequence that the model can ever read."""
+    type_vocab_size: int = 2
+    """Token types: 0 for [CLS] A [SEP], 1 for B [SEP]."""
+    hidden_dropout: float = 0.1
+    """Dropout after the embeddings, the attention output and the ffn output."""
+    attention_dropout: float = 0.1
+    """Dropout on the attention weights."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance in every LayerNorm."""
+    initializer_range: float = 0.02
+    """Standard deviation of the truncated normal that weights start from."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model",
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            embedding_size=self.embedding_size,
+            generator_num_layers=self.generator_num_layers,
+            generator_hidden_size=self.generator_hidden_size,
+            vocab_size=self.vocab_size,
+            max_position_embeddings=self.max_position_embeddings,
+            type_vocab_size=self.type_vocab_size,
+            layer_norm_eps=self.layer_norm_eps,
+            initializer_range=self.initializer_range,
+        )
+        require_share(
+            "model", hidden_dropout=self.hidden_dropout, attention_dropout=self.attention_dropout
+        )
+        for name in ("hidden_size", "generator_hidden_size"):
+            width = getattr(self, name)
+            require(
+                width <= 64 or width % 64 == 0,
+                f"model.{name}",
+                width,
+                "heads are 64 wide, so a width above 64 must be a multiple of 64",
+                f"use {max(64, round(width / 64) * 64)}",
+            )
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the discriminator."""
+        return max(1, self.hidden_size // 64)
+
+    @property
+    def generator_num_heads(self) -> int:
+        """Attention heads of the generator."""
+        return max(1, self.generator_hidden_size // 64)
+
+    @property
+    def ffn_size(self) -> int:
+        """Inner width of the discriminator's feed-forward layers."""
+        return 4 * self.hidden_size
+
+    @property
+    def generator_ffn_size(self) -> int:
+        """Inner width of the generator's feed-forward layers."""
+        return 4 * self.generator_hidden_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learnt from a batch (algorithm: sections 3 to 5)."""
+
+    name: str = "electra"
+    """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on this data, no discriminator)."""
+    mask_prob: float = 0.15
+    """Share of a row's tokens that is selected for masking."""
+    masking: Literal["token", "whole_word", "span"] = "token"
+    """What is drawn to be masked: tokens, whole words or runs of tokens; the count is the same."""
+    mean_span_length: float = 3.0
+    """Tokens in a run on average, for masking = "span"."""
+    gen_weight: float = 1.0
+    """Weight of the generator's masked-language-model loss."""
+    disc_weight: float = 50.0
+    """Weight of the discriminator's replaced-token loss."""
+    temperature: float = 1.0
+    """Divides the generator's logits before a replacement is sampled."""
+
+    def __post_init__(self) -> None:
+        require_positive("objective", mask_prob=self.mask_prob, temperature=self.temperature)
+        require_share("objective", mask_prob=self.mask_prob)
+        require(
+            1 <= self.mean_span_length < math.inf,
+            "objective.mean_span_length",
+            self.mean_span_length,
+            "must be at least 1 and finite",
+            "3 is usual",
+        )
+        for name in ("gen_weight", "disc_weight"):
+            value = getattr(self, name)
+            require(
+                0 <= value < math.inf,
+                f"objective.{name}",
+                value,
+                "must be 0 or more and finite",
+                "use 0 to turn it off",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """ELECTRA's Adam: no bias correction, decoupled weight decay (algorithm: section 6)."""
+
+    learning_rate: float = 5e-4
+    """Peak of the schedule."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-6
+    """Added to the square root of the second moment."""
+    weight_decay: float = 0.01
+    """Decay of every weight but LayerNorm and biases; embeddings decay too."""
+    clip_norm: float = 1.0
+    """Largest global norm of the joint gradient, over both towers."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "optim", learning_rate=self.learning_rate, eps=self.eps, clip_norm=self.clip_norm
+        )
+        require_share("optim", beta1=self.beta1, beta2=self.beta2, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long, and how the rate rises and falls."""
+
+    num_steps: int = 1_000_000
+    """Steps of the whole schedule: the rate reaches 0 here."""
+    warmup_steps: int = 10_000
+    """Steps over which the rate rises from 0; the factor multiplies the decay."""
+    power: float = 1.0
+    """Exponent of the polynomial decay; 1 is linear."""
+    stop_step: int | None = None
+    """Finish early at this step without touching the schedule."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "schedule", num_steps=self.num_steps, power=self.power, stop_step=self.stop_step
+        )
+        require(
+            0 <= self.warmup_steps < self.num_steps,
+            "schedule.warmup_steps",
+            self.warmup_steps,
+            f"must lie in [0, schedule.num_steps = {self.num_steps})",
+            f"use {self.num_steps // 100} (1 %), or more steps",
+        )
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run is finished."""
+        return min(self.num_steps, self.stop_step or self.num_steps)

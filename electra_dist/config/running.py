@@ -1,0 +1,97 @@
+"""Sections on how a run is computed, saved and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from electra_dist.config.checks import require, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Who computes a step and how its state is sharded."""
+
+    kind: Literal["deepspeed", "reference"] = "deepspeed"
+    """deepspeed is the product; reference is plain PyTorch in fp32, the oracle of the tests."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the model computes in; the weights that the optimizer updates are fp32 in any case."""
+    deepspeed_config: str | None = None
+    """JSON of ZeRO and communication keys (see deepspeed_configs/); any other key is refused."""
+    threads_per_rank: int | None = None
+    """CPU threads of a rank, part of a run's bits. Left out: settled once, kept in config.json."""
+    timeout_seconds: float = 1800.0
+    """Deadline of a collective operation: then the missing rank is named and the attempt ends."""
+    deterministic: bool = False
+    """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "engine", timeout_seconds=self.timeout_seconds, threads_per_rank=self.threads_per_rank
+        )
+        require(
+            not (self.kind == "reference" and self.precision != "fp32"),
+            "engine.precision",
+            self.precision,
+            "the reference engine computes in fp32 only",
+            'set engine.kind = "deepspeed", or engine.precision = "fp32"',
+        )
+        require(
+            not (self.kind == "deepspeed" and self.zero_stage == 0 and self.precision == "bf16"),
+            "engine.precision",
+            self.precision,
+            "DeepSpeed's bf16 optimizer is wrong at engine.zero_stage = 0",
+            "use zero_stage 1, 2 or 3 for bf16",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When state goes to disk and how much of it stays."""
+
+    every_steps: int = 1000
+    """Save after every so many steps; a stop and the end save as well."""
+    keep_last: int = 3
+    """Newest checkpoints to keep; older ones go once a newer one has been verified."""
+    asynchronous: bool = True
+    """Train on while a save is written: takes host memory of twice what a rank saves."""
+    parity: bool = False
+    """Write a file as large as the largest shard, from which one lost shard can be rebuilt."""
+
+    def __post_init__(self) -> None:
+        require_positive("checkpoint", every_steps=self.every_steps, keep_last=self.keep_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResilienceConfig:
+    """What a run does when something goes wrong."""
+
+    commit_timeout_seconds: float = 600.0
+    """Deadline for all ranks' files of one checkpoint to be complete on disk."""
+
+    def __post_init__(self) -> None:
+        require_positive("resilience", commit_timeout_seconds=self.commit_timeout_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """What is measured and how often."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl and of the console."""
+    eval_every: int = 1000
+    """Steps between two held-out evaluations (frozen corruption); the last step evaluates too."""
+    eval_num_samples: int = 1024
+    """Held-out rows in one evaluation (or all there are)."""
+    tensorboard: bool = True
+    """Write TensorBoard event files under RUN/tensorboard."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "metrics",
+            log_every=self.log_every,
+            eval_every=self.eval_every,
+            eval_num_samples=self.eval_num_samples,
+        )
