@@ -137,7 +137,9 @@ def test_a_rank_reads_the_blocks_of_its_own_ranges_once_to_check_and_once_to_fil
     reads: Counter[tuple[str, int]],
     stage: int,
     ranks: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reshard, "WINDOW_BYTES", 2 * BLOCK_BYTES)
     folder, state = four_ranks
     for rank in range(ranks):
         engine = ShardedEngine(BIG, state, stage, ranks, rank)
