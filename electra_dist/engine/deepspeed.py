@@ -8,7 +8,9 @@ cannot change the number of ranks or the stage.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +32,10 @@ from electra_dist.engine.protocol import (
 )
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.extensions import claim_extensions
 from electra_dist.runtime.world import World
+
+log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine:
@@ -169,6 +174,8 @@ class DeepSpeedEngine:
 
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed and start its communication layer on the process group that is there."""
+    for lock in claim_extensions(os.environ):
+        log.warning("%s was left by a compilation that died; removed", lock)
     import deepspeed
 
     if device.type == "cpu":
