@@ -71,7 +71,7 @@ class ResilienceConfig:
     commit_timeout_seconds: float = 600.0
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
     on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
-    """At a broken or spiking loss or gradient: undo and leave samples out, skip the update, stop."""
+    """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
     spike_deviations: float | None = 12.0
     """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
     spike_window_steps: int = 128

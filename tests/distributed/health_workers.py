@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import xxhash
 
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.deepspeed import DeepSpeedEngine
-from electra_dist.engine.protocol import Engine, LocalResult, to_batch
+from electra_dist.engine.protocol import Engine, LocalResult
 from electra_dist.engine.reference import ReferenceEngine
-from electra_dist.model.batch import Batch
+from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
 from electra_dist.runtime.collectives import ProcessGroups
+from electra_dist.train.build import Run
 from tests.distributed.resume_workers import live, small_run
 from tests.distributed.synthetic import micro_batches, tiny_config
 
@@ -24,21 +25,25 @@ CPU = torch.device("cpu")
 
 
 class Poison:
-    """make_batch that multiplies the loss weights of some micro-batches by a factor."""
+    """Multiplies the losses of an engine's micro-batches by what `factor_of` says of each."""
 
-    def __init__(self, factor: float, indices: Sequence[int]) -> None:
-        self.factor, self.indices = factor, indices
-        self.is_on = False
+    def __init__(self, engine: Any, factor_of: Callable[[MicroBatch], float]) -> None:
+        self._factor_of, self._factor = factor_of, 1.0
+        self._plain = engine._make_batch
+        engine._make_batch = self
+        model_of(engine).register_forward_hook(self._scale)
 
     def __call__(self, micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
-        batch = to_batch(micro_batch, seed, device)
-        if self.is_on and micro_batch.index in self.indices:
-            return batch._replace(masked_weights_BN=batch.masked_weights_BN * self.factor)
+        self._factor = self._factor_of(micro_batch)
+        batch: Batch = self._plain(micro_batch, seed, device)
         return batch
+
+    def _scale(self, model: torch.nn.Module, _inputs: object, losses: Losses) -> Losses:
+        return losses._replace(total=losses.total * self._factor) if model.training else losses
 
 
 def state_hash(engine: Engine) -> str:
-    """Of every bit of weights and moments that this rank holds, and of the weights it computes with.
+    """Of every bit of weights and moments that this rank holds, and that it computes with.
 
     At ZeRO-3 the latter are gathered from the former when they are needed.
     """
@@ -51,8 +56,10 @@ def state_hash(engine: Engine) -> str:
     return digest.hexdigest()
 
 
-def model_of(engine: Engine) -> torch.nn.Module:
-    model: torch.nn.Module = engine._model if isinstance(engine, ReferenceEngine) else engine._engine.module  # type: ignore[attr-defined]  # noqa: E501
+def model_of(engine: Any) -> torch.nn.Module:
+    """The weights that an engine computes with."""
+    model: torch.nn.Module
+    model = engine._model if isinstance(engine, ReferenceEngine) else engine._engine.module
     return model
 
 
@@ -64,9 +71,14 @@ def vetoed_steps(
     for variant in variants:
         config = tiny_config(**variant)
         config = replace(config, model=replace(config.model, num_layers=1, generator_num_layers=1))
-        poison = Poison(float("nan"), [3])
+        is_sick = False
+
+        def factor_of(micro_batch: MicroBatch) -> float:
+            return float("nan") if is_sick and micro_batch.index == 3 else 1.0  # noqa: B023
+
         kind = ReferenceEngine if config.engine.kind == "reference" else DeepSpeedEngine
-        engine = kind(JointElectra(config), config, groups.world, CPU, make_batch=poison)
+        engine = kind(JointElectra(config), config, groups.world, CPU)
+        Poison(engine, factor_of)
         report = []
         for step in range(2):
             mine = micro_batches(config, step, groups.world.rank, groups.world.world_size)
@@ -79,9 +91,9 @@ def vetoed_steps(
 
             first = engine.step(mine, 1e-3, veto)
             again = engine.step(mine, 1e-3, veto)
-            poison.is_on = True
+            is_sick = True
             sick = engine.step(mine, 1e-3)
-            poison.is_on = False
+            is_sick = False
             after_vetoes = state_hash(engine)
             healthy = engine.step(mine, 1e-3)
             report.append(
@@ -99,3 +111,41 @@ def vetoed_steps(
         engine.close()
         reports.append(report)
     return reports
+
+
+def poison_rows(run: Run, positions: Sequence[int], factor: float) -> None:
+    """Bad data: whichever micro-batch holds one of these global positions, in every attempt."""
+
+    def factor_of(micro_batch: MicroBatch) -> float:
+        state = run.state
+        held = run.stream.positions(micro_batch.index, state.position, state.skipped)
+        return factor if set(held.tolist()) & set(positions) else 1.0
+
+    Poison(run.engine, factor_of)
+
+
+def glitch(run: Run, step: int) -> None:
+    """Bad hardware: the first pass of a step, and only the first time, loses its numbers."""
+    left = [float("nan")]
+
+    def factor_of(micro_batch: MicroBatch) -> float:
+        return left.pop() if micro_batch.step == step and left else 1.0
+
+    Poison(run.engine, factor_of)
+
+
+def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, Any]]) -> list[str]:
+    """Runs one after the other, each in the folder `name`; why each ended."""
+    reasons = []
+    for one in runs:
+        config = small_run(corpus, one["engine"], one.get("more", ()))
+
+        def prepare(run: Run, one: dict[str, Any] = one) -> None:
+            if "poison" in one:
+                poison_rows(run, one["poison"], float(one.get("factor", "nan")))
+            if "glitch" in one and groups.world.rank == groups.world.world_size - 1:
+                glitch(run, one["glitch"])
+
+        folder_of_run = Path(folder) / one["name"]
+        reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare))
+    return reasons
