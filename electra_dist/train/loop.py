@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.engine.schedule import learning_rate_factor
 from electra_dist.resilience.guard import ExitReason, Signs, decide
+from electra_dist.resilience.health import Anomaly, Finding, Vitals, find
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
+from electra_dist.train.recovery import examine, roll_back
+from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +38,16 @@ def train(run: Run) -> ExitReason:
         )
         fetched = time.monotonic()
         rate = learning_rate(run)
-        result = agree(run, run.engine.step(micro_batches, rate))
+        result = step(run, micro_batches, rate)
         timing = Timing(data_wait=fetched - started, step=time.monotonic() - started)
         run.ledger_step(result.checksum)
-        run.state = run.state.advanced(run.config.batch.global_batch_size)
+        run.state = result.advance(run)
 
         decision = decide(run.config, result.signs(run.state.step, save_overdue))
+        if decision.roll_back and result.finding is not None:
+            save_overdue = False
+            roll_back(run, result.finding)
+            continue
         evaluation = evaluate(run) if decision.evaluate else None
         run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
         report_saving(run, result, decision.save_overdue and not save_overdue)
@@ -70,6 +79,17 @@ class StepResult:
     """Some rank has no room for another save."""
     num_failed_saves: int
     """Found by the ranks' writers since the last step, added up over ranks."""
+    anomaly: Anomaly | None
+    """Why the update was left out."""
+    finding: Finding | None = None
+    """What came of it."""
+
+    def advance(self, run: Run) -> RunState:
+        """The state after this step."""
+        vitals = None if self.anomaly else Vitals(self.loss, self.grad_norm)
+        return run.state.advanced(
+            run.config.batch.global_batch_size, vitals, run.config.resilience.spike_window_steps
+        )
 
     def signs(self, step: int, save_overdue: bool) -> Signs:
         """What the guard decides on."""
@@ -81,6 +101,7 @@ class StepResult:
             stop_asked=self.stop_asked,
             writer_busy=self.writer_busy,
             save_overdue=save_overdue,
+            response=self.finding.response if self.finding else None,
         )
 
     def metrics(self, run: Run, rate: float) -> dict[str, float]:
@@ -135,8 +156,28 @@ def report_saving(run: Run, result: StepResult, is_postponed: bool) -> None:
         )
 
 
+def step(run: Run, micro_batches: Sequence[MicroBatch], rate: float) -> StepResult:
+    """One step, whose update the ranks apply only if they agree that the step is healthy."""
+    agreed: list[StepResult] = []
+
+    def may_apply(local: LocalResult) -> bool:
+        agreed.append(agree(run, local))
+        return agreed[0].anomaly is None
+
+    local = run.engine.step(micro_batches, rate, may_apply)
+    result = agreed[0]
+    if result.anomaly is not None:
+        vitals = Vitals(result.loss, result.grad_norm)
+        finding = examine(run, micro_batches, rate, local, vitals, result.anomaly)
+        result = replace(result, finding=finding)
+    return result
+
+
 def agree(run: Run, local: LocalResult) -> StepResult:
-    """The one small all-reduce of a step: means, checksum and flags, equal on every rank.
+    """The one small all-reduce of a step, before its update: means, norm, checksum and flags.
+
+    The norm is the same on every rank already, unless a gradient was damaged on one: its mean lets
+    all ranks see that.
 
     A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21
     ranks.
@@ -148,6 +189,7 @@ def agree(run: Run, local: LocalResult) -> StepResult:
     reduced = run.control.all_reduce_sum(
         [
             *(local.sums[name] for name in names),
+            local.grad_norm / run.control.world_size,
             float(local.checksum >> 32),
             float(local.checksum & 0xFFFFFFFF),
             float(run.stop_signals.received is not None),
@@ -156,19 +198,23 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         ],
         name=f"step {run.state.step + 1}",
     )
-    *totals, high, low, signalled, asked, busy, failed, superseded = reduced
+    *totals, grad_norm, high, low, signalled, asked, busy, failed, superseded = reduced
     if superseded:
         raise run.attempt.superseded()
     sums = dict(zip(names, totals, strict=True))
     tokens = sums.pop("tokens")
     means = {name: total / run.config.batch.num_micro_batches for name, total in sums.items()}
     return StepResult(
-        **means,
+        loss=means["loss"],
+        generator_loss=means["generator_loss"],
+        discriminator_loss=means["discriminator_loss"],
+        replaced_share=means["replaced_share"],
         tokens=tokens,
-        grad_norm=local.grad_norm,
+        grad_norm=grad_norm,
         checksum=((int(high) << 32) + int(low)) % 2**64,
         stop_signalled=signalled > 0,
         stop_asked=asked > 0,
         writer_busy=busy > 0,
         num_failed_saves=int(failed),
+        anomaly=find(Vitals(means["loss"], grad_norm), run.state.recent, run.config.resilience),
     )

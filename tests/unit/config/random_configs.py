@@ -120,6 +120,14 @@ CONFIGS = st.builds(
         asynchronous=st.booleans(),
         parity=st.booleans(),
     ),
-    resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
+    resilience=st.builds(
+        schema.ResilienceConfig,
+        commit_timeout_seconds=rates(),
+        on_anomaly=st.sampled_from(["rollback", "skip", "stop"]),
+        spike_deviations=st.none() | rates(),
+        spike_window_steps=st.integers(8, 10**6),
+        max_rollbacks=positive(10**6),
+        compare_replicas_every=st.none() | positive(10**6),
+    ),
     metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
 )

@@ -25,6 +25,7 @@ class Exchange:
 
     def __init__(self, reduce: Reduce) -> None:
         self._reduce = reduce
+        self.world_size = 4
 
     def all_reduce_sum(self, values: list[float], name: str) -> list[float]:
         return self._reduce(list(values), name)
@@ -89,7 +90,7 @@ def test_the_sums_of_all_ranks_are_those_of_one_message() -> None:
         return [4 * value for value in values]
 
     result = agree(a_run(11, four_ranks), local())
-    assert (result.loss, result.tokens) == (40.0, 2048.0)
+    assert (result.loss, result.tokens, result.grad_norm) == (40.0, 2048.0, 1.5)
     assert names == ["step 12"]
 
 
