@@ -70,9 +70,30 @@ class ResilienceConfig:
 
     commit_timeout_seconds: float = 600.0
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
+    max_restarts: int = 3
+    """Restarts in a row without a new checkpoint, by --nproc or --launcher srun; 0: never."""
+    min_world_size: int | None = None
+    """Ranks that a restart may go on with once nodes are gone. Left out: no fewer than before."""
+    term_grace_seconds: float = 30.0
+    """How long a process lives after SIGTERM (Slurm's KillWait): what does not fit is left out."""
+    end_margin_seconds: float = 20.0
+    """Be gone so long before the end of the job (Slurm's time limit, or --time-limit)."""
 
     def __post_init__(self) -> None:
-        require_positive("resilience", commit_timeout_seconds=self.commit_timeout_seconds)
+        require_positive(
+            "resilience",
+            commit_timeout_seconds=self.commit_timeout_seconds,
+            min_world_size=self.min_world_size,
+            term_grace_seconds=self.term_grace_seconds,
+            end_margin_seconds=self.end_margin_seconds,
+        )
+        require(
+            self.max_restarts >= 0,
+            "resilience.max_restarts",
+            self.max_restarts,
+            "is a number of restarts",
+            "give 0 for none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,20 +35,26 @@ def train(run: Run) -> ExitReason:
         rate = learning_rate(run)
         result = agree(run, run.engine.step(micro_batches, rate))
         timing = Timing(data_wait=fetched - started, step=time.monotonic() - started)
+        run.clock.stepped(data_wait=timing.data_wait, step=timing.step)
         run.ledger_step(result.checksum)
         run.state = run.state.advanced(run.config.batch.global_batch_size)
 
         decision = decide(run.config, result.signs(run.state.step, save_overdue))
-        evaluation = evaluate(run) if decision.evaluate else None
+        evaluation = None
+        if decision.evaluate:
+            with run.clock.evaluating():
+                evaluation = evaluate(run)
         run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
         report_saving(run, result, decision.save_overdue and not save_overdue)
         save_overdue = decision.save_overdue
-        if decision.save:
-            if result.writer_busy:  # only a stop saves then
+        with run.clock.saving():
+            if decision.save and result.writer_busy:  # only a stop saves then
                 run.store.wait()
-            run.save()
-        if decision.stop:
-            return decision.stop if run.store.wait() else ExitReason.FAILED
+            if decision.save:
+                run.save()
+            if decision.stop:
+                return decision.stop if run.store.wait() else ExitReason.FAILED
+        run.clock.book.boundary(run.state.step, must_write=decision.save)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,8 @@ class StepResult:
     stop_asked: bool
     writer_busy: bool
     """Some rank has no room for another save."""
+    time_is_up: bool
+    hurry: bool
     num_failed_saves: int
     """Found by the ranks' writers since the last step, added up over ranks."""
 
@@ -81,6 +89,8 @@ class StepResult:
             stop_asked=self.stop_asked,
             writer_busy=self.writer_busy,
             save_overdue=save_overdue,
+            time_is_up=self.time_is_up,
+            hurry=self.hurry,
         )
 
     def metrics(self, run: Run, rate: float) -> dict[str, float]:
@@ -150,13 +160,14 @@ def agree(run: Run, local: LocalResult) -> StepResult:
             *(local.sums[name] for name in names),
             float(local.checksum >> 32),
             float(local.checksum & 0xFFFFFFFF),
+            *run.time_signs(),
             float(run.stop_signals.received is not None),
             float(run.stop_file_exists()),
             *run.store.signs(),
         ],
         name=f"step {run.state.step + 1}",
     )
-    *totals, high, low, signalled, asked, busy, failed, superseded = reduced
+    *totals, high, low, time_is_up, hurry, signalled, asked, busy, failed, superseded = reduced
     if superseded:
         raise run.attempt.superseded()
     sums = dict(zip(names, totals, strict=True))
@@ -170,5 +181,7 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         stop_signalled=signalled > 0,
         stop_asked=asked > 0,
         writer_busy=busy > 0,
+        time_is_up=time_is_up > 0,
+        hurry=hurry > 0,
         num_failed_saves=int(failed),
     )

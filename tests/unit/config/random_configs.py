@@ -120,6 +120,13 @@ CONFIGS = st.builds(
         asynchronous=st.booleans(),
         parity=st.booleans(),
     ),
-    resilience=st.builds(schema.ResilienceConfig, commit_timeout_seconds=rates()),
+    resilience=st.builds(
+        schema.ResilienceConfig,
+        commit_timeout_seconds=rates(),
+        max_restarts=st.integers(0, 9),
+        min_world_size=st.none() | st.integers(1, 64),
+        term_grace_seconds=rates(),
+        end_margin_seconds=rates(),
+    ),
     metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
 )

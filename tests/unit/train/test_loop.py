@@ -39,6 +39,7 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         state=RunState(step=step, position=32 * step),
         control=Exchange(reduce) if reduce else control,
         stop_signals=SimpleNamespace(received=more.get("received")),
+        time_signs=lambda: more.get("time", (0.0, 0.0)),
         stop_file_exists=lambda: more.get("asked", False),
         store=SimpleNamespace(signs=lambda: more.get("writer", (0.0, 0.0, 0.0))),
         attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
