@@ -129,11 +129,14 @@ def _devices(patient: Patient) -> str:
 
 def _names(patient: Patient) -> str:
     name = socket.gethostname()
+    is_alone = int(patient.environ.get("SLURM_JOB_NUM_NODES", 1)) == 1
     try:
         address = socket.gethostbyname(name)
     except OSError:
+        if is_alone:  # as in many containers: ranks of one node meet at 127.0.0.1
+            return f"{name} has no address: enough for one node only"
         raise _Bad(f"the own name {name} has no address; add it to DNS or /etc/hosts") from None
-    if address.startswith("127.") and int(patient.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1:
+    if address.startswith("127.") and not is_alone:
         raise _Bad(f"{name} is {address}, which other nodes can't reach; mend /etc/hosts")
     try:
         back = socket.gethostbyaddr(address)[0]

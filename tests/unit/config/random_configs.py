@@ -128,6 +128,10 @@ CONFIGS = st.builds(
         spike_window_steps=st.integers(8, 10**6),
         max_rollbacks=positive(10**6),
         compare_replicas_every=st.none() | positive(10**6),
+        max_restarts=st.integers(0, 9),
+        min_world_size=st.none() | st.integers(1, 64),
+        term_grace_seconds=rates(),
+        end_margin_seconds=rates(),
     ),
     metrics=st.builds(schema.MetricsConfig, log_every=positive(1000), tensorboard=st.booleans()),
 )

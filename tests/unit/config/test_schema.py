@@ -23,7 +23,8 @@ POSITIVE = {
     "schedule": "num_steps power stop_step",
     "engine": "timeout_seconds threads_per_rank",
     "checkpoint": "every_steps keep_last",
-    "resilience": "commit_timeout_seconds spike_deviations max_rollbacks compare_replicas_every",
+    "resilience": "commit_timeout_seconds spike_deviations max_rollbacks compare_replicas_every "
+    "min_world_size term_grace_seconds end_margin_seconds",
     "metrics": "log_every eval_every eval_num_samples",
 }
 SHARES = {

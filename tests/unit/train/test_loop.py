@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.errors import Superseded
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
-from electra_dist.train.loop import agree, learning_rate
+from electra_dist.train.loop import learning_rate
 from electra_dist.train.state import RunState
+from electra_dist.train.step import agree
 
 Reduce = Callable[[list[float], str], list[float]]
 
@@ -40,8 +42,9 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         state=RunState(step=step, position=32 * step),
         control=Exchange(reduce) if reduce else control,
         stop_signals=SimpleNamespace(received=more.get("received")),
+        time_signs=lambda: more.get("time", (0.0, 0.0)),
         stop_file_exists=lambda: more.get("asked", False),
-        store=SimpleNamespace(signs=lambda: more.get("writer", (0.0, 0.0, 0.0))),
+        store=SimpleNamespace(signs=lambda: WriterSigns(*more.get("writer", (0.0, 0.0, 0.0)))),
         attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
     )
 
