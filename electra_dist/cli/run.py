@@ -21,6 +21,7 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
   --engine.deepspeed_config JSON    --engine.threads_per_rank N
   --checkpoint.every_steps 1000     --checkpoint.keep_last 3
   --metrics.log_every 10            --metrics.eval_every 1000       --seed 0
+  --resilience.max_restarts 3       --resilience.min_world_size N
 sections: model objective data batch optim schedule engine checkpoint resilience metrics"""
 
 
@@ -37,6 +38,24 @@ def add_run(parent: Any) -> None:
     pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
+    pretrain.add_argument(
+        "--launcher",
+        choices=("local", "srun"),
+        help="who starts the ranks: local with --nproc (default), srun in a Slurm batch script",
+    )
+    pretrain.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="K",
+        help="with --nproc or --launcher: restart after a crash, at most K times in a row without "
+        "a new checkpoint (default resilience.max_restarts)",
+    )
+    pretrain.add_argument(
+        "--time-limit",
+        metavar="TIME",
+        help="save and leave (exit code 75) before that: seconds, H:MM:SS or D-HH:MM:SS; "
+        "in a Slurm job its own limit is known",
+    )
     trace = command(parent, "trace", corpus.trace)
     trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
     trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")

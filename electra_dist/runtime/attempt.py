@@ -23,9 +23,6 @@ from electra_dist.runtime.files import append_line, write_json_atomic
 
 log = logging.getLogger(__name__)
 
-LAUNCH_VARIABLE = "ELECTRA_DIST_LAUNCH"
-"""By which a launcher gives its ranks a word of its own."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:

@@ -16,12 +16,10 @@ import subprocess
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from electra_dist.config import variables
 from electra_dist.errors import UserError
 
 log = logging.getLogger(__name__)
-
-END_TIME_VARIABLE = "ELECTRA_DIST_END_TIME"
-"""By which a launcher tells its ranks the end that --time-limit gave, in seconds since 1970."""
 
 SQUEUE_SECONDS = 20.0
 """As long as a busy slurmctld may take to answer; then the time limit is not known."""
@@ -55,7 +53,7 @@ def job_end(environ: Mapping[str, str], ask: Callable[[str], str] | None = None)
         environ: the environment of this process.
         ask: what squeue answers for a job id; for tests.
     """
-    ends = [_epoch(environ, END_TIME_VARIABLE), _epoch(environ, "SLURM_JOB_END_TIME")]
+    ends = [_epoch(environ, variables.END_TIME), _epoch(environ, "SLURM_JOB_END_TIME")]
     job = environ.get("SLURM_JOB_ID", "")
     if ends[1] is None and job:
         ends.append(_from_squeue((ask or _squeue)(job)))

@@ -17,12 +17,10 @@ from contextlib import contextmanager
 
 import psutil
 
+from electra_dist.config import variables
 from electra_dist.runtime.attempt import Attempt
 
 log = logging.getLogger(__name__)
-
-LAUNCHED_VARIABLE = "ELECTRA_DIST_LAUNCHED"
-"""By which a launcher tells its ranks when it started them, in seconds since 1970."""
 
 PARTS = ("start_up", "data_wait", "step", "save", "evaluation", "hang")
 
@@ -34,7 +32,7 @@ a month of training takes some thousand lines and what a kill loses stays under 
 def launched_at(environ: Mapping[str, str]) -> float:
     """When this process was launched, in seconds since 1970: by its launcher's word, or its own."""
     try:
-        return float(environ[LAUNCHED_VARIABLE])
+        return float(environ[variables.LAUNCHED])
     except (KeyError, ValueError):
         return psutil.Process(os.getpid()).create_time()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from electra_dist.config import variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora, open_corpora
 from electra_dist.data.passes import passes
@@ -17,7 +18,7 @@ from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import resumed_config
-from electra_dist.runtime.attempt import LAUNCH_VARIABLE, Attempt
+from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.job_end import job_end
@@ -67,7 +68,7 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     setup_logging(world, attempt.folder)
     launched = launched_at(environ)
     if world.is_leader:
-        attempt.write_start(launched, environ.get(LAUNCH_VARIABLE), world.world_size)
+        attempt.write_start(launched, environ.get(variables.LAUNCH), world.world_size)
     return Joined(
         config=config,
         corpora=corpora,

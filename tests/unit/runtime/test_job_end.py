@@ -2,8 +2,9 @@ from datetime import datetime
 
 import pytest
 
+from electra_dist.config import variables
 from electra_dist.errors import UserError
-from electra_dist.runtime.job_end import END_TIME_VARIABLE, job_end, parse_time_limit
+from electra_dist.runtime.job_end import job_end, parse_time_limit
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,9 @@ def test_without_a_scheduler_and_a_word_there_is_no_end() -> None:
 def test_the_earliest_end_counts_and_nobody_is_asked_who_need_not_be() -> None:
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_END_TIME": "2000"}
     assert job_end(slurm, never) == 2000.0
-    assert job_end({**slurm, END_TIME_VARIABLE: "1500.5"}, never) == 1500.5
-    assert job_end({**slurm, END_TIME_VARIABLE: "2500"}, never) == 2000.0
-    assert job_end({END_TIME_VARIABLE: "2500"}, never) == 2500.0
+    assert job_end({**slurm, variables.END_TIME: "1500.5"}, never) == 1500.5
+    assert job_end({**slurm, variables.END_TIME: "2500"}, never) == 2000.0
+    assert job_end({variables.END_TIME: "2500"}, never) == 2500.0
 
 
 @pytest.mark.parametrize("answer", ["", "N/A\n", "NONE\n", "slurm_load_jobs error: gone\n"])

@@ -2,9 +2,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from electra_dist.config import variables
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.files import read_json_lines
-from electra_dist.runtime.times import LAUNCHED_VARIABLE, TimeBook, launched_at
+from electra_dist.runtime.times import TimeBook, launched_at
 
 
 class Clock:
@@ -84,5 +85,5 @@ def test_a_roll_back_says_where_steps_stopped_and_from_where_they_went_on(tmp_pa
 
 
 def test_a_process_knows_when_it_was_launched() -> None:
-    assert launched_at({LAUNCHED_VARIABLE: "12.5"}) == 12.5
+    assert launched_at({variables.LAUNCHED: "12.5"}) == 12.5
     assert launched_at({}) > 1e9
