@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,8 @@ def live(
         groups=groups,
         attempt=Attempt.join(folder, number),
         stop_signals=signals,
+        launched=time.time(),
+        end=None,
     )
     run = assemble(joined)
     prepare(run)
