@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,11 +65,14 @@ def _supervised(
     environ = without_launcher_variables(os.environ)
     launcher: Launcher
     if args.launcher == "srun":
-        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        # A site's own word for the network comes from the batch script and is no rank's.
+        kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
+        slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
         launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
-    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))
+    rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
     out = ["--out", str(args.out)]
