@@ -60,7 +60,9 @@ class AttemptTimes:
     ended: float | None
     """When it was last known to be alive, or seen to be gone; None: its lines say it."""
     is_over: bool
-    """It said why it ended (exit.json), so nothing came after its last line."""
+    """It said why it ended (exit.json), so rank 0 did nothing after its last line."""
+    has_failed: bool = False
+    """And that was an error: other ranks may have hung on until they were killed."""
     lines: Sequence[Line]
 
 
@@ -154,8 +156,10 @@ def _account(
     for earlier, later in pairwise(lines):
         book.add(earlier, later)
     tail = end - lines[-1].time
+    if attempt.has_failed:
+        book.seconds["hang"] += max(0.0, tail)
     if attempt.is_over or is_running or tail <= 0:
-        return  # `other`
+        return  # the tail is `other`
     # Killed. Lines come every so often: steps went on for at most as long without one, and the
     # rest of the time nothing happened.
     worked = min(tail, max(EVERY_SECONDS, (lines[-1].time - start) / 500))
@@ -165,7 +169,7 @@ def _account(
 
 def _end_of(attempt: AttemptTimes, lines: Sequence[Line], start: float) -> float:
     last = lines[-1].time if lines else start
-    if attempt.is_over and lines:
+    if attempt.is_over and lines and not attempt.has_failed:
         return last
     return max(last, attempt.ended or 0.0)
 
@@ -189,13 +193,14 @@ def read_attempts(run: Path) -> list[AttemptTimes]:
         launched, claimed = number(start.get("launched")), number(start.get("claimed"))
         if launched is None or claimed is None:
             continue
-        n = int(folder.name)
+        n, ended = int(folder.name), read_json(folder / "exit.json")
         attempts.append(
             AttemptTimes(
                 number=n,
                 launched=launched,
                 ended=gone.get(n) or max(claimed, signs.get(n, 0.0)),
-                is_over=bool(read_json(folder / "exit.json")),
+                is_over=bool(ended),
+                has_failed=ended.get("reason") == "failed",
                 lines=_lines(folder / "times.jsonl"),
             )
         )

@@ -73,6 +73,7 @@ class Simulated:
                 launched=launched,
                 ended=self.now,
                 is_over=ends != "killed",
+                has_failed=ends == "failed",
                 lines=lines,
             )
         )
@@ -132,6 +133,14 @@ def test_a_killed_attempt_worked_until_its_next_line_was_due_and_hung_from_then_
     assert parts(killed) == {"start_up": 5, "step": 10, "redone": 7}
     hung = an_attempt(*lines, is_over=False, ended=300.0)
     assert parts(hung) == {"start_up": 5, "step": 10, "redone": 10, "hang": 275}
+
+
+def test_ranks_that_outlive_a_failed_rank_0_hang_until_they_are_killed() -> None:
+    lines = a_line(5, 0, start_up=5.0), a_line(15, 10, start_up=5.0, step=8.0, hang=2.0)
+    failed = an_attempt(*lines, has_failed=True, ended=40.0)
+    assert parts(failed) == {"start_up": 5, "step": 8, "hang": 27}
+    stopped = an_attempt(*lines, ended=40.0)
+    assert parts(stopped) == {"start_up": 5, "step": 8, "hang": 2}
 
 
 def test_an_attempt_that_died_while_starting_was_starting() -> None:
