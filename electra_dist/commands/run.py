@@ -129,6 +129,14 @@ def status(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def report(args: argparse.Namespace, _: list[str]) -> int:
+    """Write RUN/report.html: curves, where the time went, attempts, events."""
+    from electra_dist.launch.report import write_report
+
+    print(write_report(args.run))
+    return 0
+
+
 def config_show(args: argparse.Namespace, overrides: list[str]) -> int:
     """Print the resolved config as JSON."""
     from electra_dist.config import files
