@@ -18,6 +18,7 @@ from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
+from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import check_state
@@ -27,6 +28,7 @@ from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.metrics import MetricsWriter
 from electra_dist.runtime.world import World
+from electra_dist.train.beginning import Source, copy_history, fill
 from electra_dist.train.environment import environment
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
@@ -49,6 +51,7 @@ class Run:
     events: Events
     stop_signals: StopSignals
     corpus_fingerprint: str
+    tokenizer_sha256: str
     frozen: Mapping[str, Array] | None
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
@@ -75,6 +78,7 @@ class Run:
         state = self.state.to_json(
             config_fingerprint=files.fingerprint(self.config),
             corpus_fingerprint=self.corpus_fingerprint,
+            tokenizer_sha256=self.tokenizer_sha256,
         )
         self.store.save(self.engine, self.state.step, state)
 
@@ -145,13 +149,14 @@ def assemble(joined: Joined) -> Run:
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
         corpus_fingerprint=corpora.fingerprint,
+        tokenizer_sha256=corpora.first.manifest["tokenizer"]["sha256"],
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _restore(run)
+    _restore(run, joined.source)
     run.store.prepare(run.engine)
     return run
 
@@ -166,23 +171,57 @@ def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine
     return DeepSpeedEngine(model, config, world, device)
 
 
-def _restore(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
+def _restore(run: Run, source: Source | None) -> None:
+    """Go on from the newest good checkpoint, or start: from the seed, or with a source's state."""
     started = time.monotonic()
     run.store.remove_leftovers()
     saved = run.store.restore(run.engine, run.engine.parameter_shapes)
     if saved is not None:
         check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
         run.state = RunState.from_json(saved)
-    if run.metrics is not None and run.ledger is not None:
-        run.metrics.truncate_after(run.state.step)
+        source = None
+    if source is not None:
+        _begin(run, source)
+    elif run.ledger is not None:
         run.ledger.resumed(run.state)
+    if run.metrics is not None:
+        run.metrics.truncate_after(run.state.step)
+    _write_down(run, "resume" if saved else "start", started)
+
+
+def _begin(run: Run, source: Source) -> None:
+    """Take the source's state and save it as this run's own, before anything says that it is one.
+
+    Raises:
+        UserError: the source cannot be read, or the checkpoint not be saved.
+    """
+    fill(run.engine, source, run.control)
+    forked_from = str(source.run_folder.resolve()) if source.run_folder else None
+    if forked_from:
+        run.state = RunState.from_json(source.state)
+    if run.ledger is not None:
+        if forked_from:
+            copy_history(source, run.attempt.run_folder)
+            run.ledger = Ledger(run.attempt)
+        run.ledger.resumed(run.state, forked_from=forked_from)
+        run.events.append("fork" if forked_from else "init", step=run.state.step, **source.facts)
+    run.save()
+    if not run.store.wait():
+        raise UserError(
+            f"{run.attempt.run_folder}: the first checkpoint could not be saved (events.jsonl says "
+            "why); make room there, or give another --out folder"
+        )
+
+
+def _write_down(run: Run, event: str, started: float) -> None:
+    """What this run is, in its folder (rank 0)."""
+    if run.world.is_leader:
         folder = run.attempt.run_folder
         write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
         write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
         log.info(
             "%s %s at step %d of %d on %d rank(s), %s",
-            "resuming" if saved else "starting",
+            "resuming" if event == "resume" else "starting",
             run.attempt.run_folder,
             run.state.step,
             run.config.schedule.last_step,
@@ -190,7 +229,7 @@ def _restore(run: Run) -> None:
             engine_words(run.config),
         )
         run.events.append(
-            "resume" if saved else "start",
+            event,
             step=run.state.step,
             world_size=run.world.world_size,
             engine=engine_words(run.config),

@@ -22,6 +22,7 @@ from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.logs import setup_logging
 from electra_dist.runtime.world import World
+from electra_dist.train.beginning import Beginning, Source, open_source, still_wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,16 @@ class Joined:
     groups: ProcessGroups
     attempt: Attempt
     stop_signals: StopSignals
+    source: Source | None = None
+    """Where a new run takes its first state from; None: from the seed, or it is a resume."""
 
 
-def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
+def join(
+    config: RunConfig,
+    run_folder: Path,
+    environ: Mapping[str, str],
+    beginning: Beginning | None = None,
+) -> Joined:
     """Check what a rank can check alone, meet the others, claim an attempt. Collective.
 
     Raises:
@@ -45,13 +53,13 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     stop_signals = StopSignals()
     stop_signals.install()
     world = World.from_environment(environ)
-    resolved, mistake = _resolve(config, run_folder, world)
+    resolved, mistake = _resolve(config, run_folder, world, beginning)
     groups = start_process_group(
         world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
     )
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
-    config, corpora = resolved
+    config, corpora, source = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
@@ -60,20 +68,28 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
     return Joined(
-        config=config, corpora=corpora, groups=groups, attempt=attempt, stop_signals=stop_signals
+        config=config,
+        corpora=corpora,
+        groups=groups,
+        attempt=attempt,
+        stop_signals=stop_signals,
+        source=source,
     )
 
 
 def _resolve(
-    config: RunConfig, run_folder: Path, world: World
-) -> tuple[tuple[RunConfig, Corpora] | None, str | None]:
+    config: RunConfig, run_folder: Path, world: World, beginning: Beginning | None
+) -> tuple[tuple[RunConfig, Corpora, Source | None] | None, str | None]:
     """`resolve_config`, or in words what this rank found: all ranks then end on one sentence.
 
     A single rank raises at once. Of several, one alone may find a mistake (its node does not mount
     the corpus): the others must not wait for it until their deadline.
     """
     try:
-        return resolve_config(config, run_folder, world), None
+        config, corpora = resolve_config(config, run_folder, world)
+        beginning = still_wanted(beginning, run_folder)
+        source = open_source(beginning, config, corpora) if beginning else None
+        return (config, corpora, source), None
     except UserError as error:
         if world.world_size == 1:
             raise

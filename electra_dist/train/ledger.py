@@ -38,12 +38,15 @@ class Ledger:
         self._last = records[-1]["chain"] if records else ""
         self._unwritten: list[dict[str, Any]] = []
 
-    def resumed(self, state: RunState) -> None:
-        """Record that steps go on from `state`: at the start of an attempt, after a roll-back."""
+    def resumed(self, state: RunState, *, forked_from: str | None = None) -> None:
+        """Record that steps go on from `state`: at the start of an attempt, after a roll-back.
+
+        `forked_from` names the run whose records stand before this one (--resume-from).
+        """
         skipped = [list(interval) for interval in state.skipped]
-        self._append(
-            {"kind": "resume", "step": state.step, "position": state.position, "skipped": skipped}
-        )
+        record: dict[str, Any] = {"kind": "resume", "step": state.step, "position": state.position}
+        fork = {"forked_from": forked_from} if forked_from else {}
+        self._append({**record, "skipped": skipped, **fork})
 
     def stepped(self, step: int, first_position: int, num_samples: int, checksum: int) -> None:
         """Record the update that completed `step`; `checksum` is modulo 2**64."""

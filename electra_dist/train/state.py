@@ -25,7 +25,13 @@ class RunState:
         """The state after one more step."""
         return replace(self, step=self.step + 1, position=self.position + global_batch_size)
 
-    def to_json(self, *, config_fingerprint: str, corpus_fingerprint: str) -> dict[str, Any]:
+    def to_json(
+        self,
+        *,
+        config_fingerprint: str,
+        corpus_fingerprint: str,
+        tokenizer_sha256: str | None = None,
+    ) -> dict[str, Any]:
         """state.json: the counters and what they count on."""
         return {
             "format_version": STATE_VERSION,
@@ -35,6 +41,7 @@ class RunState:
             "loss_scale": None,
             "config_fingerprint": config_fingerprint,
             "corpus_fingerprint": corpus_fingerprint,
+            "tokenizer_sha256": tokenizer_sha256,
         }
 
     @classmethod
