@@ -66,7 +66,9 @@ class ForeignState:
         """
         for name, shape in self.shapes.items():
             for kind in KINDS:
-                values = torch.cat([t.reshape(-1).float() for t in self.fragments(name, kind)])
+                values = torch.cat(
+                    [t.detach().reshape(-1).float() for t in self.fragments(name, kind)]
+                )
                 if len(values) != math.prod(shape):
                     raise UserError(
                         f"{self.folder}: {name} has {len(values)} of {math.prod(shape)} elements "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -128,7 +128,9 @@ def _of_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
     return config
 
 
-def _check(found: dict[str, tuple[int, ...]], parameters: dict[str, Tensor], folder: Path) -> None:
+def _check(
+    found: Mapping[str, tuple[int, ...]], parameters: Mapping[str, Tensor], folder: Path
+) -> None:
     """Whether what the folder holds belongs to the model that the config describes."""
     for name, shape in found.items():
         wanted = tuple(parameters[name].shape) if name in parameters else None
