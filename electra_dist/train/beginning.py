@@ -23,7 +23,6 @@ from electra_dist.checkpoint.layout import (
     KINDS,
     CheckpointInfo,
     CorruptCheckpoint,
-    is_made,
     list_checkpoints,
     resolve,
     run_folder_of,
@@ -209,7 +208,7 @@ def _fork(
 ) -> Source:
     run = run_folder_of(info.folder)
     if run is None or "origin" in reader.state:
-        what = "was averaged or imported" if is_made(info.folder) and run is None else "lies alone"
+        what = "was averaged or imported" if "origin" in reader.state else "lies alone"
         raise UserError(
             f"{beginning.word}: this checkpoint {what}, so its run's config and ledger are not "
             "there to go on with; give RUN/checkpoints/step_N, or begin anew with --init-from"
