@@ -20,6 +20,7 @@ from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
+from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
 from electra_dist.resilience.preempt import StopSignals
@@ -31,6 +32,7 @@ from electra_dist.runtime.files import read_json_lines, write_bytes_atomic, writ
 from electra_dist.runtime.metrics import MetricsWriter
 from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
+from electra_dist.train.beginning import Source, copy_history, fill
 from electra_dist.train.clock import RunClock
 from electra_dist.train.environment import environment
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
@@ -54,6 +56,7 @@ class Run:
     events: Events
     stop_signals: StopSignals
     corpus_fingerprint: str
+    tokenizer_sha256: str
     frozen: Mapping[str, Array] | None
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
@@ -81,6 +84,7 @@ class Run:
         state = self.state.to_json(
             config_fingerprint=files.fingerprint(self.config),
             corpus_fingerprint=self.corpus_fingerprint,
+            tokenizer_sha256=self.tokenizer_sha256,
         )
         self.store.save(self.engine, self.state.step, state)
 
@@ -177,6 +181,7 @@ def assemble(joined: Joined) -> Run:
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
         corpus_fingerprint=corpora.fingerprint,
+        tokenizer_sha256=corpora.first.manifest["tokenizer"]["sha256"],
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
         clock=make_clock(joined, engine.parameter_shapes),
@@ -184,7 +189,7 @@ def assemble(joined: Joined) -> Run:
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _start(run)
+    _start(run, joined.source)
     run.store.prepare(run.engine)
     run.clock.book.begin(run.state.step)
     return run
@@ -239,12 +244,12 @@ def restore(run: Run) -> bool:
     return saved is not None
 
 
-def go_on_from(run: Run, state: RunState) -> None:
+def go_on_from(run: Run, state: RunState, *, forked_from: str | None = None) -> None:
     """Make `state` the state that steps go on from, in metrics.jsonl and the ledger too."""
     run.state = state
     if run.metrics is not None and run.ledger is not None:
         run.metrics.truncate_after(run.state.step)
-        run.ledger.resumed(run.state)
+        run.ledger.resumed(run.state, forked_from=forked_from)
 
 
 def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
@@ -260,22 +265,54 @@ def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
     engine.state_restored()
 
 
-def _start(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
+def _start(run: Run, source: Source | None) -> None:
+    """Go on from the newest good checkpoint, or start: from the seed, or with a source's state."""
     started = time.monotonic()
     run.store.remove_leftovers()
     saved = restore(run)
-    declared = run.control.broadcast_json(
-        run.ledger.declared() if run.ledger is not None else None, name="what roll-backs left out"
-    )
-    go_on_from(run, run.state.with_declared(declared))
+    if source is not None and not saved:
+        _begin(run, source)
+    else:
+        declared = run.control.broadcast_json(
+            run.ledger.declared() if run.ledger is not None else None,
+            name="what roll-backs left out",
+        )
+        go_on_from(run, run.state.with_declared(declared))
+    _write_down(run, "resume" if saved else "start", started)
+
+
+def _begin(run: Run, source: Source) -> None:
+    """Take the source's state and save it as this run's own, before anything says that it is one.
+
+    Raises:
+        UserError: the source cannot be read, or the checkpoint not be saved.
+    """
+    fill(run.engine, source, run.control)
+    forked_from = str(source.run_folder.resolve()) if source.run_folder else None
+    state = RunState.from_json(source.state) if forked_from else run.state
+    if forked_from and run.ledger is not None:
+        copy_history(source, run.attempt.run_folder)
+        run.ledger = Ledger(run.attempt)
+    go_on_from(run, state, forked_from=forked_from)
+    if run.world.is_leader:
+        run.events.append("fork" if forked_from else "init", step=run.state.step, **source.facts)
+    run.save()
+    if not run.store.wait():
+        raise UserError(
+            f"{run.attempt.run_folder}: the first checkpoint could not be saved (events.jsonl says "
+            "why); make room there, or give another --out folder"
+        )
+
+
+def _write_down(run: Run, event: str, started: float) -> None:
+    """What this run is, in its folder (rank 0)."""
     if run.world.is_leader:
         folder = run.attempt.run_folder
         write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
         write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
         log.info(
             "%s %s at step %d of %d on %d rank(s), %s",
-            "resuming" if saved else "starting",
+            "resuming" if event == "resume" else "starting",
             run.attempt.run_folder,
             run.state.step,
             run.config.schedule.last_step,
@@ -283,7 +320,7 @@ def _start(run: Run) -> None:
             engine_words(run.config),
         )
         run.events.append(
-            "resume" if saved else "start",
+            event,
             step=run.state.step,
             world_size=run.world.world_size,
             engine=engine_words(run.config),

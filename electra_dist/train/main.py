@@ -18,6 +18,7 @@ from electra_dist.errors import Superseded, UserError
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.runtime.collectives import CollectiveError, leave
 from electra_dist.runtime.world import World
+from electra_dist.train.beginning import Beginning
 from electra_dist.train.build import Run, assemble
 from electra_dist.train.join import Joined, join
 from electra_dist.train.loop import train
@@ -28,8 +29,13 @@ SETTLE_SECONDS = 10.0
 """How long a rank that leaves after an error lets its writer end a save that is in flight."""
 
 
-def pretrain(config: RunConfig, run_folder: Path) -> int:
+def pretrain(config: RunConfig, run_folder: Path, beginning: Beginning | None = None) -> int:
     """Start the run, or resume it if the folder holds a checkpoint; returns the exit code.
+
+    Args:
+        config: of the run.
+        run_folder: RUN.
+        beginning: what a new run takes its first state from; a resume needs none.
 
     Raises:
         UserError: before any rank has met another. Later errors end the process without a
@@ -39,7 +45,7 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
     joined: Joined | None = None
     run: Run | None = None
     try:
-        joined = join(config, run_folder, os.environ)
+        joined = join(config, run_folder, os.environ, beginning)
         run = assemble(joined)
         reason = train(run)
         _finish(run, reason)

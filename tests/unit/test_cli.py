@@ -47,6 +47,7 @@ HELP = {
         *("--launcher", "--max-restarts", "--time-limit"),
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
+        *("--init-from", "--keep-moments", "--resume-from"),
     ),
     "stop": ("RUN",),
     "status": ("RUN", "--json"),
@@ -54,11 +55,18 @@ HELP = {
     "config": ("show", "docs"),
     "config show": ("CONFIG.toml", "--recipe"),
     "config docs": ("every knob",),
-    "checkpoint": ("list", "verify", "diff", "export"),
+    "checkpoint": ("list", "verify", "diff", "average", "prune", "export", "import"),
     "checkpoint list": ("RUN", "--json"),
     "checkpoint verify": ("CKPT",),
     "checkpoint diff": ("CKPT", "exit 1 if they differ"),
-    "checkpoint export": ("hf", "CKPT|RUN", "--out"),
+    "checkpoint export": ("hf", "universal", "CKPT|RUN", "--out"),
+    "checkpoint average": ("RUN|CKPT", "--out", "--last", "--ema"),
+    "checkpoint prune": (
+        *("RUN", "--keep-last", "--keep-every", "--keep-best", "--metric", "--dry-run"),
+    ),
+    "checkpoint import": (
+        *("hf", "deepspeed", "PATH", "--out", "--generator", "--recipe", "--config"),
+    ),
     "finetune": (
         *("--model", "--train", "--dev", "--test", "--task", "--text", "--text-b", "--label"),
         *("--head", "--epochs", "--lr", "--layer-decay", "--seeds", "--reinitialize", "--out"),
