@@ -23,7 +23,7 @@ from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
 from electra_dist.resilience.preempt import StopSignals
-from electra_dist.resilience.resume import check_state
+from electra_dist.resilience.replicas import Replicas
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
@@ -36,6 +36,8 @@ from electra_dist.train.environment import environment
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
 from electra_dist.train.ledger import Ledger
+from electra_dist.train.replicas import look_for_case
+from electra_dist.train.restore import go_on_from, restore
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,9 @@ class Run:
     """Rank 0 only."""
     ledger: Ledger | None
     """Rank 0 only."""
+    replicas: Replicas
+    last_rollback: tuple[int, int] | None = None
+    """From which step, and to which, in this attempt."""
     state: RunState = field(default_factory=RunState)
 
     @property
@@ -179,6 +184,7 @@ def assemble(joined: Joined) -> Run:
         corpus_fingerprint=corpora.fingerprint,
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
+        replicas=Replicas(engine, control, engine_words(config)),
         clock=make_clock(joined, engine.parameter_shapes),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
@@ -218,48 +224,6 @@ def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine
     return DeepSpeedEngine(model, config, world, device)
 
 
-def restore(run: Run) -> bool:
-    """Put the run where its newest good checkpoint left it, or at its beginning. Collective.
-
-    Lines of metrics.jsonl after that step are cut off, and the ledger says from where steps go on.
-
-    Returns:
-        Whether there was a checkpoint.
-
-    Raises:
-        UserError: there are checkpoints but none is good, or they are of another run.
-    """
-    saved = run.store.restore(run.engine, run.engine.parameter_shapes)
-    if saved is not None:
-        check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
-        run.state = RunState.from_json(saved)
-    elif run.state.step:
-        run.state = RunState(skipped=run.config.data.skips)
-        fill_with_initial_weights(run.engine, run.config)
-    return saved is not None
-
-
-def go_on_from(run: Run, state: RunState) -> None:
-    """Make `state` the state that steps go on from, in metrics.jsonl and the ledger too."""
-    run.state = state
-    if run.metrics is not None and run.ledger is not None:
-        run.metrics.truncate_after(run.state.step)
-        run.ledger.resumed(run.state)
-
-
-def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
-    """Take an engine back to the weights of the seed, and to moments of zero."""
-    initial = dict(JointElectra(config).named_parameters())
-    for fragment in engine.local_fragments():
-        if fragment.kind == "master":
-            weights = initial[fragment.parameter].detach().view(-1)
-            stop = fragment.start + len(fragment.values)
-            fragment.values.copy_(weights[fragment.start : stop])
-        else:
-            fragment.values.zero_()
-    engine.state_restored()
-
-
 def _start(run: Run) -> None:
     """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
     started = time.monotonic()
@@ -269,6 +233,7 @@ def _start(run: Run) -> None:
         run.ledger.declared() if run.ledger is not None else None, name="what roll-backs left out"
     )
     go_on_from(run, run.state.with_declared(declared))
+    look_for_case(run)
     if run.world.is_leader:
         folder = run.attempt.run_folder
         write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())

@@ -145,7 +145,24 @@ def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, 
                 poison_rows(run, one["poison"], float(one.get("factor", "nan")))
             if "glitch" in one and groups.world.rank == groups.world.world_size - 1:
                 glitch(run, one["glitch"])
+            if one.get("flip", [None])[0] == groups.world.rank:
+                flip(run, one["flip"][1])
 
         folder_of_run = Path(folder) / one["name"]
         reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare))
     return reasons
+
+
+def flip(run: Run, step: int) -> None:
+    """A bit of one weight turns over on this rank after the update that completes `step`."""
+    plain = run.engine.step
+    left = [1 << 20]
+
+    def step_and_flip(*arguments: Any) -> LocalResult:
+        result = plain(*arguments)
+        if run.state.step + 1 == step and left:
+            weight = model_of(run.engine).get_parameter("generator.head.bias")
+            weight.data.view(-1).view(torch.int32)[7] ^= left.pop()
+        return result
+
+    run.engine.step = step_and_flip  # type: ignore[method-assign]
