@@ -1,18 +1,21 @@
 """Do ranks still hold the same bits where they should? Hashes compared, the odd one out named.
 
 With three ranks or more a majority names it. With two nobody can tell at once: the attempt ends,
-the next one makes the same steps again (a step is arithmetic), and the rank whose hash that gives
-was right.
+the next one makes the same steps again (a step is arithmetic), and the rank that was further from
+what these give was wrong. It need not be the only wrong one: damaged weights have made gradients
+that all ranks have summed since. But these moved all ranks alike, and what differs is the damage.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
@@ -27,8 +30,10 @@ class Disagreement:
     ranks: tuple[int, ...]
     """The odd ones out; none where no majority of all ranks agrees."""
     tensors: tuple[str, ...]
-    hashes: tuple[str, ...]
-    """Of all shared tensors, by rank."""
+    index: int
+    """In the first of them, flattened: where ranks differ most."""
+    values: tuple[float, ...]
+    """That element, by rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,10 @@ class OpenCase:
     """A disagreement of an earlier attempt that had no majority: a replay decides it."""
 
     step: int
-    hashes: tuple[str, ...]
-    """By rank."""
+    tensor: str
+    index: int
+    values: tuple[float, ...]
+    """That element of the tensor, by rank."""
 
 
 class Replicas:
@@ -63,22 +70,45 @@ class Replicas:
         shared = self._engine.shared_tensors()
         return self._control.world_size > 1 and next(iter(shared), None) is not None
 
-    def compare(self) -> tuple[str, Disagreement | None]:
-        """The hash of all shared tensors on this rank, and what differs. Collective."""
+    def compare(self) -> Disagreement | None:
+        """Hash what is shared, and find out what differs. Collective."""
         of_tensors = {name: tensor_hash(tensor) for name, tensor in self._engine.shared_tensors()}
-        own = combined(of_tensors.values())
-        hashes = self._control.all_gather_objects(own, name="hashes of replicas")
+        hashes = self._control.all_gather_objects(
+            combined(of_tensors.values()), name="hashes of replicas"
+        )
         if len(set(hashes)) == 1:
-            return own, None
+            return None
         by_rank = self._control.all_gather_objects(
             list(of_tensors.values()), name="hashes of tensors"
         )
-        differing = tuple(
+        tensors = tuple(
             name
             for name, found in zip(of_tensors, zip(*by_rank, strict=True), strict=True)
             if len(set(found)) > 1
         )
-        return own, Disagreement(ranks=odd_ranks(hashes), tensors=differing, hashes=tuple(hashes))
+        index = self._worst_element(tensors[0])
+        values = self._control.all_gather_objects(self.value(tensors[0], index), name="values")
+        return Disagreement(
+            ranks=odd_ranks(hashes), tensors=tensors, index=index, values=tuple(values)
+        )
+
+    def value(self, name: str, index: int) -> float:
+        """An element of a shared, flattened tensor, as this rank holds it."""
+        shared = dict(self._engine.shared_tensors())
+        return float(shared[name].detach().reshape(-1)[index])
+
+    def _worst_element(self, name: str) -> int:
+        """Where some rank differs most from rank 0. Collective."""
+        own = dict(self._engine.shared_tensors())[name].detach().reshape(-1)
+        of_rank_0 = own.clone()
+        dist.broadcast(of_rank_0, 0)
+        distances = (own.double() - of_rank_0.double()).abs()
+        # A NaN is as far away as can be, unless both have it.
+        distances.nan_to_num_(nan=math.inf, posinf=math.inf)
+        distances[bits(own) == bits(of_rank_0)] = 0.0
+        worst = int(distances.argmax())
+        found = self._control.all_gather_objects([float(distances[worst]), worst], name="worst")
+        return int(max(found)[1])
 
 
 def odd_ranks(hashes: Sequence[str]) -> tuple[int, ...]:
@@ -89,11 +119,11 @@ def odd_ranks(hashes: Sequence[str]) -> tuple[int, ...]:
     return tuple(rank for rank, found in enumerate(hashes) if found != value)
 
 
-def wrong_ranks(case: OpenCase, replayed: str) -> tuple[int, ...] | None:
-    """Ranks whose recorded hash a replay did not give; None if it gave nobody's."""
-    if replayed not in case.hashes:
-        return None
-    return tuple(rank for rank, found in enumerate(case.hashes) if found != replayed)
+def wrong_ranks(case: OpenCase, replayed: float) -> tuple[int, ...]:
+    """Ranks whose value was further from the replayed one than the nearest; none if all were."""
+    distances = [abs(value - replayed) for value in case.values]
+    distances = [math.inf if math.isnan(distance) else distance for distance in distances]
+    return tuple(rank for rank, found in enumerate(distances) if found > min(distances))
 
 
 def open_case(
@@ -111,7 +141,12 @@ def open_case(
         return None
     if newest["step"] <= step or (newest["world_size"], newest["engine"]) != (world_size, engine):
         return None
-    return OpenCase(step=newest["step"], hashes=tuple(newest["hashes"]))
+    return OpenCase(
+        step=newest["step"],
+        tensor=newest["tensors"][0],
+        index=newest["index"],
+        values=tuple(map(float, newest["values"])),
+    )
 
 
 def tensor_hash(tensor: Tensor) -> int:
@@ -119,8 +154,13 @@ def tensor_hash(tensor: Tensor) -> int:
     tensor = tensor.detach()
     if tensor.device.type == "cuda":
         return int(torch.hash_tensor(tensor))
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return xxhash.xxh3_64_intdigest(flat.numpy().data)
+    return xxhash.xxh3_64_intdigest(bits(tensor.contiguous()).numpy().data)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A flat view as whole numbers: NaNs compare, and numpy knows no bfloat16."""
+    whole = torch.int32 if tensor.element_size() == 4 else torch.int16
+    return tensor.reshape(-1).view(whole)
 
 
 def combined(hashes: Iterable[int]) -> str:

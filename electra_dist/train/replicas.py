@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ def look_for_case(run: Run) -> None:
             log.info("%s: ranks share nothing to be compared", run.replicas.engine_words)
     case = run.control.broadcast_json(found and asdict(found), name="an undecided corruption")
     if case is not None:
-        run.replicas.case = OpenCase(step=case["step"], hashes=tuple(case["hashes"]))
+        run.replicas.case = OpenCase(**{**case, "values": tuple(case["values"])})
 
 
 def replicas_agree(run: Run, is_due: bool) -> bool:
@@ -45,16 +46,18 @@ def replicas_agree(run: Run, is_due: bool) -> bool:
     decides = replicas.case is not None and replicas.case.step == step
     if not (is_due or decides) or not replicas.exist:
         return True
-    own, disagreement = replicas.compare()
+    disagreement = replicas.compare()
     if disagreement is not None:
         _report(run, disagreement)
         run.store.wait()
         return False
     replicas.last_agreed = step
     if decides and replicas.case is not None:
-        wrong = wrong_ranks(replicas.case, own)
-        words = "gave other bits than either" if wrong is None else f"{name_ranks(wrong)} was wrong"
-        log.warning("step %d, made again after a corruption: %s", step, words)
+        wrong = wrong_ranks(
+            replicas.case, replicas.value(replicas.case.tensor, replicas.case.index)
+        )
+        who = name_ranks(wrong) if wrong else "no rank alone"
+        log.warning("step %d, made again after a corruption: %s was wrong", step, who)
         run.report("corruption_resolved", step=step, ranks=wrong)
         replicas.case = None
     return True
@@ -80,7 +83,8 @@ def _report(run: Run, found: Disagreement) -> None:
         tensors=found.tensors[:8],
         num_tensors=len(found.tensors),
         last_agreed=run.replicas.last_agreed,
-        hashes=found.hashes,
+        index=found.index,
+        values=[value if math.isfinite(value) else str(value) for value in found.values],
         world_size=run.world.world_size,
         engine=run.replicas.engine_words,
     )

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -30,32 +31,39 @@ def test_the_odd_one_out_is_named_by_more_than_half(hashes: str, odd: tuple[int,
     assert odd_ranks(hashes) == odd
 
 
+def a_case(*values: float) -> OpenCase:
+    return OpenCase(step=20, tensor="bias/master", index=7, values=values)
+
+
 def test_a_replay_says_who_of_two_was_wrong() -> None:
-    case = OpenCase(step=5, hashes=("a", "b"))
-    assert wrong_ranks(case, "a") == (1,)
-    assert wrong_ranks(case, "b") == (0,)
-    assert wrong_ranks(case, "c") is None
+    assert wrong_ranks(a_case(0.5, 0.75), 0.5) == (1,)
+    # Both have moved since, alike: the nearer one was damaged by the other's gradients only.
+    assert wrong_ranks(a_case(0.501, 0.751), 0.5) == (1,)
+    assert wrong_ranks(a_case(math.nan, 0.75), 0.5) == (0,)
+    assert wrong_ranks(a_case(0.25, math.inf), 0.5) == (1,)
+    assert wrong_ranks(a_case(0.25, 0.75), 0.5) == ()
 
 
 def corruption(**changes: Any) -> dict[str, Any]:
-    plain = {"event": "corruption", "step": 20, "ranks": [], "hashes": ["a", "b"]}
-    return {**plain, "world_size": 2, "engine": "reference fp32", **changes}
+    plain = {"event": "corruption", "step": 20, "ranks": [], "tensors": ["bias/master"]}
+    values = {"index": 7, "values": [0.5, 0.75]}
+    return {**plain, **values, "world_size": 2, "engine": "reference fp32", **changes}
 
 
 def test_a_case_is_open_until_the_same_engine_makes_its_step_again() -> None:
     def found(*events: dict[str, Any], step: int = 10, world_size: int = 2) -> OpenCase | None:
         return open_case(events, step, world_size=world_size, engine="reference fp32")
 
-    case = OpenCase(step=20, hashes=("a", "b"))
     other = {"event": "save", "step": 10}
     assert found() is None
-    assert found(other, corruption(), other) == case
+    assert found(other, corruption(), other) == a_case(0.5, 0.75)
+    assert found(corruption(values=["inf", 0.75])) == a_case(math.inf, 0.75)
     assert found(corruption(), step=20) is None
     assert found(corruption(), world_size=3) is None
     assert found(corruption(engine="DeepSpeed ZeRO-0 fp32")) is None
     assert found(corruption(ranks=[1])) is None
     assert found(corruption(), {"event": "corruption_resolved"}) is None
-    assert found({"event": "corruption_resolved"}, corruption()) == case
+    assert found({"event": "corruption_resolved"}, corruption()) == a_case(0.5, 0.75)
 
 
 @given(
