@@ -1,4 +1,4 @@
-"""The words of `pretrain`, `trace`, `stop`, `status`, `config` and `doctor`."""
+"""The words of `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sections: model objective data batch optim schedule engine checkpoint resilience
 
 
 def add_run(parent: Any) -> None:
-    """Declare `pretrain`, `trace`, `stop`, `status`, `config` and `doctor`."""
+    """Declare `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
     pretrain = command(
         parent,
         "pretrain",
@@ -72,6 +72,8 @@ def add_run(parent: Any) -> None:
     status = command(parent, "status", run.status)
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="one JSON document")
+    report = command(parent, "report", run.report)
+    report.add_argument("run", type=Path, metavar="RUN")
     config = group(parent, "config", "look at configs")
     show = command(config, "show", run.config_show)
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")

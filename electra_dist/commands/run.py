@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,11 +65,14 @@ def _supervised(
     environ = without_launcher_variables(os.environ)
     launcher: Launcher
     if args.launcher == "srun":
-        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        # A site's own word for the network comes from the batch script and is no rank's.
+        kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
+        slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
         launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
-    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))
+    rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
     out = ["--out", str(args.out)]
@@ -122,6 +126,14 @@ def status(args: argparse.Namespace, _: list[str]) -> int:
 
     status = run_status(args.run)
     print(json.dumps(as_json(status), indent=2) if args.json else render(status))
+    return 0
+
+
+def report(args: argparse.Namespace, _: list[str]) -> int:
+    """Write RUN/report.html: curves, where the time went, attempts, events."""
+    from electra_dist.launch.report import write_report
+
+    print(write_report(args.run))
     return 0
 
 

@@ -61,7 +61,7 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         if joined is None and not isinstance(error, CollectiveError):
             traceback.print_exc()
         if run is not None:
-            _settle(run, error)
+            _settle(run)
         _leave(joined, run, "failed", 1)
     return reason.exit_code
 
@@ -77,12 +77,11 @@ def stop_cause(run: Run, reason: ExitReason) -> dict[str, str]:
     return {"cause": "time limit" if run.clock.is_up else "a signal to another rank"}
 
 
-def _settle(run: Run, error: Exception) -> None:
+def _settle(run: Run) -> None:
     """Let a save that is in flight end, and say where the time since the last step went."""
     run.store.settle(SETTLE_SECONDS)
     with suppress(Exception):  # the error that ends this attempt is the one to report
-        # Ranks that wait for one that has died or hangs compute nothing.
-        run.clock.book.end(run.state.step, "hang" if isinstance(error, CollectiveError) else "step")
+        run.clock.broke_off(run.state.step)
 
 
 def _finish(run: Run, reason: ExitReason) -> None:

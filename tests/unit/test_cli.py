@@ -44,11 +44,13 @@ HELP = {
     ),
     "vocab report": ("--tokenizer", "--input", "--source", "--sample-bytes", "--json"),
     "pretrain": (
+        *("--launcher", "--max-restarts", "--time-limit"),
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
     ),
     "stop": ("RUN",),
     "status": ("RUN", "--json"),
+    "report": ("RUN", "RUN/report.html"),
     "config": ("show", "docs"),
     "config show": ("CONFIG.toml", "--recipe"),
     "config docs": ("every knob",),
