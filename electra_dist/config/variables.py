@@ -8,3 +8,6 @@ LAUNCH = "ELECTRA_DIST_LAUNCH"
 
 END_TIME = "ELECTRA_DIST_END_TIME"
 """The end that --time-limit gave, in seconds since 1970."""
+
+FAULTS = "ELECTRA_DIST_FAULTS"
+"""Faults on purpose, for tests and drills: see electra_dist/resilience/faults.py."""
