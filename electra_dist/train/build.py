@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from electra_dist.checkpoint.store import CheckpointStore
-from electra_dist.config import files
+from electra_dist.config import files, variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
-from electra_dist.data.stream import CorpusStream
+from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
+from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
 from electra_dist.runtime.attempt import Attempt, Events
@@ -29,6 +30,7 @@ from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import read_json_lines, write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.metrics import MetricsWriter
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
 from electra_dist.train.clock import RunClock
@@ -60,6 +62,8 @@ class Run:
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
     clock: RunClock
+    phases: Phases
+    faults: Faults
     metrics: MetricsWriter | None
     """Rank 0 only."""
     ledger: Ledger | None
@@ -79,15 +83,25 @@ class Run:
         """Small exchanges between ranks."""
         return self.groups.control
 
+    def fetch(self) -> list[MicroBatch]:
+        """This rank's passes of the next step."""
+        state = self.state
+        return self.faults.disturbed(
+            self.stream.micro_batches(state.step, state.position, state.skipped),
+            state.step + 1,
+            lambda index: self.stream.positions(index, state.position, state.skipped),
+        )
+
     def save(self) -> None:
         """Begin a checkpoint of the current state, on every rank at the same step."""
-        if self.ledger is not None:
-            self.ledger.sync()
-        state = self.state.to_json(
-            config_fingerprint=files.fingerprint(self.config),
-            corpus_fingerprint=self.corpus_fingerprint,
-        )
-        self.store.save(self.engine, self.state.step, state)
+        with self.phases.enter("save"):
+            if self.ledger is not None:
+                self.ledger.sync()
+            state = self.state.to_json(
+                config_fingerprint=files.fingerprint(self.config),
+                corpus_fingerprint=self.corpus_fingerprint,
+            )
+            self.store.save(self.engine, self.state.step, state)
 
     def record(
         self,
@@ -164,7 +178,9 @@ def assemble(joined: Joined) -> Run:
     local_ranks = None
     if config.data.num_lanes > 1:
         local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
-    engine = make_engine(config, world, joined.groups.device)
+    phases = Phases()
+    engine = make_engine(config, world, joined.groups.device, phases)
+    faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
         config=config,
         groups=joined.groups,
@@ -178,6 +194,8 @@ def assemble(joined: Joined) -> Run:
             commit_timeout_seconds=config.resilience.commit_timeout_seconds,
             asynchronous=config.checkpoint.asynchronous,
             parity=config.checkpoint.parity,
+            phases=phases,
+            before_write=faults.before_write,
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
@@ -186,11 +204,16 @@ def assemble(joined: Joined) -> Run:
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
         replicas=Replicas(engine, control, engine_words(config)),
         clock=make_clock(joined, engine.parameter_shapes),
+        phases=phases,
+        faults=faults,
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
     _start(run)
+    if joined.faults:
+        run.report("fault", cause=variables.FAULTS, faults=[f.words for f in joined.faults])
+        phases.on_enter.append(faults.entered)
     run.store.prepare(run.engine)
     run.clock.book.begin(run.state.step)
     return run
@@ -214,14 +237,16 @@ def make_clock(joined: Joined, parameter_shapes: Mapping[str, tuple[int, ...]]) 
     )
 
 
-def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine:
+def make_engine(
+    config: RunConfig, world: World, device: torch.device, phases: Phases | None = None
+) -> Engine:
     """The engine that `engine.kind` names, around a module with the seed's initial weights."""
     model = JointElectra(config)
     if config.engine.kind == "reference":
-        return ReferenceEngine(model, config, world, device)
+        return ReferenceEngine(model, config, world, device, phases=phases)
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config, world, device)
+    return DeepSpeedEngine(model, config, world, device, phases=phases)
 
 
 def _start(run: Run) -> None:

@@ -16,6 +16,7 @@ from electra_dist.data.passes import passes
 from electra_dist.engine.ds_config import check_deepspeed_config
 from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
+from electra_dist.resilience.faults import Fault, parse_faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import resumed_config
 from electra_dist.runtime.attempt import Attempt
@@ -40,6 +41,8 @@ class Joined:
     """When this process was started, in seconds since 1970."""
     end: float | None
     """When the job ends, in seconds since 1970, as rank 0 knows it; None: nobody says so."""
+    faults: tuple[Fault, ...] = ()
+    """Declared on purpose, for all ranks."""
 
 
 def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
@@ -49,6 +52,7 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
         UserError: config, corpus or run folder do not fit.
         CollectiveError: a rank did not come.
     """
+    faults = parse_faults(environ.get(variables.FAULTS, ""))
     stop_signals = StopSignals(config.resilience.term_grace_seconds)
     stop_signals.install()
     world = World.from_environment(environ)
@@ -77,6 +81,7 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
         stop_signals=stop_signals,
         launched=launched,
         end=job_end(environ) if world.is_leader else None,
+        faults=faults,
     )
 
 
