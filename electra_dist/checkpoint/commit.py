@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Committer:
     keep_last: int
     commit_timeout_seconds: float
     parity: bool
+    before_write: Callable[[int], None] = lambda _: None
+    """Called with the step before a shard is written; what it raises the write raises."""
 
     @property
     def _checkpoints(self) -> Path:
@@ -131,6 +134,7 @@ class Committer:
         name = shard_name(self.rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.before_write(save.step)
             record = write_shard(folder / name, save.pieces)
             verify_shard(folder, record)
             done = {"serial": save.serial, "record": asdict(record)}

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from electra_dist.checkpoint.async_writer import MAX_IN_FLIGHT, BackgroundWriter, HostBuffers
@@ -31,6 +32,7 @@ from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.phases import Phases
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class CheckpointStore:
         commit_timeout_seconds: how long rank 0 waits for the other ranks' files.
         asynchronous: go on training while a save is written; else a save returns when it is done.
         parity: write a file with each checkpoint from which one lost shard can be rebuilt.
+        phases: the clock of this rank's main thread.
+        before_write: see `Committer`.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class CheckpointStore:
         commit_timeout_seconds: float,
         asynchronous: bool = True,
         parity: bool = False,
+        phases: Phases | None = None,
+        before_write: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.run_folder = attempt.run_folder
         self._folder = checkpoints_folder(attempt.run_folder)
@@ -82,7 +88,9 @@ class CheckpointStore:
             keep_last=keep_last,
             commit_timeout_seconds=commit_timeout_seconds,
             parity=parity,
+            before_write=before_write,
         )
+        self._phases = phases or Phases()
         self._writer = BackgroundWriter(self._committer.carry_out)
         self._buffers: HostBuffers | None = None
         self._num_begun = 0
@@ -156,15 +164,16 @@ class CheckpointStore:
             Superseded: a later attempt owns the run folder.
         """
         while True:
-            self._writer.wait_idle(_WAIT_SECONDS)
-            in_flight, failed, superseded = self._control.all_reduce_sum(
-                [
-                    float(self._writer.num_in_flight),
-                    float(self._writer.last_failed),
-                    float(self._writer.superseded),
-                ],
-                name="wait for the commit of a checkpoint",
-            )
+            with self._phases.enter("commit"):
+                self._writer.wait_idle(_WAIT_SECONDS)
+                in_flight, failed, superseded = self._control.all_reduce_sum(
+                    [
+                        float(self._writer.num_in_flight),
+                        float(self._writer.last_failed),
+                        float(self._writer.superseded),
+                    ],
+                    name="wait for the commit of a checkpoint",
+                )
             if superseded:
                 raise self._attempt.superseded()
             if not in_flight:
@@ -229,6 +238,19 @@ class CheckpointStore:
                 "repair the files, or start anew with another --out folder"
             )
         return None
+
+    def abandon_from(self, step: int) -> None:
+        """Rename checkpoints of `step` and later to `step_N.abandoned`, if older ones exist.
+
+        For a roll-back (rank 0); `restore` tells the other ranks.
+        """
+        if self._control.rank == 0:
+            self._attempt.check_current()
+            complete = list_checkpoints(self.run_folder)
+            if complete and complete[0].step < step:
+                for info in reversed(complete):
+                    if info.step >= step:
+                        os.rename(info.folder, free_name(info.folder, "abandoned"))
 
     def remove_leftovers(self) -> None:
         """Remove what crashed saves of earlier attempts left behind (rank 0)."""

@@ -16,6 +16,7 @@ from electra_dist.data.passes import passes
 from electra_dist.engine.ds_config import check_deepspeed_config
 from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
+from electra_dist.resilience.faults import Fault, parse_faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import resumed_config
 from electra_dist.runtime.attempt import Attempt
@@ -43,6 +44,8 @@ class Joined:
     """When the job ends, in seconds since 1970, as rank 0 knows it; None: nobody says so."""
     source: Source | None = None
     """Where a new run takes its first state from; None: from the seed, or it is a resume."""
+    faults: tuple[Fault, ...] = ()
+    """Declared on purpose, for all ranks."""
 
 
 def join(
@@ -57,6 +60,7 @@ def join(
         UserError: config, corpus or run folder do not fit.
         CollectiveError: a rank did not come.
     """
+    faults = parse_faults(environ.get(variables.FAULTS, ""))
     stop_signals = StopSignals(config.resilience.term_grace_seconds)
     stop_signals.install()
     world = World.from_environment(environ)
@@ -86,6 +90,7 @@ def join(
         launched=launched,
         end=job_end(environ) if world.is_leader else None,
         source=source,
+        faults=faults,
     )
 
 

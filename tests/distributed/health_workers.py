@@ -134,6 +134,17 @@ def glitch(run: Run, step: int) -> None:
     Poison(run.engine, factor_of)
 
 
+def diverge(run: Run, step: int) -> None:
+    """Bad weights: losses spike at a step until the checkpoint before it is abandoned."""
+    checkpoints = run.attempt.run_folder / "checkpoints"
+
+    def factor_of(micro_batch: MicroBatch) -> float:
+        is_sick = micro_batch.step == step and not list(checkpoints.glob("*.abandoned"))
+        return 1e3 if is_sick else 1.0
+
+    Poison(run.engine, factor_of)
+
+
 def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, Any]]) -> list[str]:
     """Runs one after the other, each in the folder `name`; why each ended."""
     reasons = []
@@ -143,9 +154,28 @@ def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, 
         def prepare(run: Run, one: dict[str, Any] = one) -> None:
             if "poison" in one:
                 poison_rows(run, one["poison"], float(one.get("factor", "nan")))
+            if "diverged" in one:
+                diverge(run, one["diverged"])
             if "glitch" in one and groups.world.rank == groups.world.world_size - 1:
                 glitch(run, one["glitch"])
+            if one.get("flip", [None])[0] == groups.world.rank:
+                flip(run, one["flip"][1])
 
         folder_of_run = Path(folder) / one["name"]
         reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare))
     return reasons
+
+
+def flip(run: Run, step: int) -> None:
+    """A bit of one weight turns over on this rank after the update that completes `step`."""
+    plain = run.engine.step
+    left = [1 << 20]
+
+    def step_and_flip(*arguments: Any) -> LocalResult:
+        result = plain(*arguments)
+        if run.state.step + 1 == step and left:
+            weight = model_of(run.engine).get_parameter("generator.head.bias")
+            weight.data.view(-1).view(torch.int32)[7] ^= left.pop()
+        return result
+
+    run.engine.step = step_and_flip  # type: ignore[method-assign]

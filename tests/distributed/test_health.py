@@ -26,7 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_update_that_is_refused_leaves_every_bit_as_it_was(
     world_size: int, tmp_path: Path
 ) -> None:
@@ -123,6 +123,7 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
         {"name": "spike", "poison": [200], "factor": 1e3, "more": window, "stop_at": 18},
         {"name": "spike", "poison": [200], "factor": 1e3, "more": window},
         {"name": "born", "more": ["--data.skips", "200", "202"]},
+        {"name": "diverged", "diverged": 26, "more": [*window, "--checkpoint.every_steps", "8"]},
     ]
     reasons = run_ranks(
         f"{WORKERS}:lives",
@@ -135,7 +136,7 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     names = [one["name"] for one in runs]
     ends = dict(zip(names, reasons[0], strict=True))
     assert {name for name, end in ends.items() if end == "failed"} == {"skip_glitch", "stop", "cap"}
-    for name in names:
+    for name in ends:
         assert audit(tmp_path / name, []).problems == [], name
         assert [line["step"] for line in metrics(tmp_path / name)][-1] == (
             {"skip_glitch": 18, "stop": 13, "cap": 20}.get(name, 40)
@@ -160,3 +161,51 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     assert found["value"] > found["limit"]
     assert differences(last(tmp_path / "spike"), last(tmp_path / "born")) == []
     assert metrics(tmp_path / "spike") == metrics(tmp_path / "born")
+
+    # Other data did not help: the checkpoint itself is to blame.
+    diverged = tmp_path / "diverged"
+    assert [e["step"] for e in events(diverged, "rollback")] == [24, 16]
+    names = {path.name for path in (diverged / "checkpoints").iterdir()}
+    assert names == {"step_00000024", "step_00000024.abandoned", "step_00000032", "step_00000040"}
+
+
+def test_replicas_that_disagree_end_the_attempt_and_are_never_saved(
+    corpus: str, tmp_path: Path
+) -> None:
+    """A bit turns over on a rank of 3: a majority names it. The next attempt ends as a calm one."""
+    every_step = ["--resilience.compare_replicas_every", "1"]
+    before_saves = ["--resilience.compare_replicas_every", "None"]
+    kinds: dict[str, tuple[dict[str, Any], list[str], int, int]] = {
+        # engine, words, completed step at which the bit turns, step at which that is found
+        "reference": ({"kind": "reference"}, before_saves, 20, 30),
+        "zero2": ({"zero_stage": 2}, every_step, 20, 20),
+    }
+    runs: list[dict[str, Any]] = []
+    for name, (engine, more, step, _) in kinds.items():
+        plain = {"name": name, "engine": engine, "more": more}
+        runs += [{**plain, "flip": [1, step]}, plain, {**plain, "name": f"{name}_calm"}]
+    reasons = run_ranks(
+        f"{WORKERS}:lives", 3, tmp_path / "logs", corpus=corpus, folder=str(tmp_path), runs=runs
+    )
+    assert reasons[0] == ["failed", "finished", "finished"] * len(kinds)
+    for name, (_, _, _, found_at) in kinds.items():
+        [found] = events(tmp_path / name, "corruption")
+        assert (found["ranks"], found["step"]) == ([1], found_at), name
+        assert any(tensor.startswith("generator.head.bias") for tensor in found["tensors"]), name
+        # What the next attempt began with is of before the flip.
+        assert [e["step"] for e in events(tmp_path / name, "resume")] == [15], name
+        assert differences(last(tmp_path / name), last(tmp_path / f"{name}_calm")) == [], name
+        assert audit(tmp_path / name, []).problems == [], name
+
+
+def test_of_two_replicas_the_replay_tells_which_was_wrong(corpus: str, tmp_path: Path) -> None:
+    plain = {"name": "run", "engine": {"kind": "reference"}}
+    runs = [{**plain, "flip": [1, 17]}, plain]
+    reasons = run_ranks(
+        f"{WORKERS}:lives", 2, tmp_path / "logs", corpus=corpus, folder=str(tmp_path), runs=runs
+    )
+    assert reasons[0] == ["failed", "finished"]
+    [found] = events(tmp_path / "run", "corruption")
+    assert (found["ranks"], found["step"]) == ([], 30)
+    [resolved] = events(tmp_path / "run", "corruption_resolved")
+    assert (resolved["ranks"], resolved["step"]) == ([1], 30)

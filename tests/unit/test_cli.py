@@ -49,6 +49,13 @@ HELP = {
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
         *("--init-from", "--keep-moments", "--resume-from"),
     ),
+    "submit": ("slurm",),
+    "submit slurm": (
+        *("CONFIG.toml", "--out", "--cluster", "--nodes", "--gpus-per-node", "--time"),
+        *("--chain", "--dry-run", "--test-only"),
+    ),
+    "requeue": ("RUN", "--since", "--signals", "--code", "--max-fruitless"),
+    "doctor": ("--shared", "--ranks", "--seconds", "--verdict", "--json"),
     "stop": ("RUN",),
     "status": ("RUN", "--json"),
     "report": ("RUN", "RUN/report.html"),
