@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
 from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
+from electra_dist.resilience.stragglers import Stragglers
 from electra_dist.runtime.attempt import Attempt, Events
+from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import read_json_lines
@@ -64,6 +67,9 @@ class Run:
     clock: RunClock
     phases: Phases
     faults: Faults
+    seats: list[Seat]
+    """Of each rank, by rank."""
+    stragglers: Stragglers
     metrics: MetricsWriter | None
     """Rank 0 only."""
     ledger: Ledger | None
@@ -176,9 +182,9 @@ def assemble(joined: Joined) -> Run:
     """
     config, corpora, attempt = joined.config, joined.corpora, joined.attempt
     world, control = joined.groups.world, joined.groups.control
-    local_ranks = None
-    if config.data.num_lanes > 1:
-        local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
+    mine = [world.local_rank, socket.gethostname()]
+    seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
+    local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
     phases = Phases()
     engine = make_engine(config, world, joined.groups.device, phases)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
@@ -208,6 +214,8 @@ def assemble(joined: Joined) -> Run:
         clock=make_clock(joined, engine.parameter_shapes),
         phases=phases,
         faults=faults,
+        seats=seats,
+        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),

@@ -22,6 +22,7 @@ from electra_dist.train.beginning import Beginning
 from electra_dist.train.build import Run, assemble
 from electra_dist.train.join import Joined, join
 from electra_dist.train.loop import train
+from electra_dist.train.watch import watched
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ def pretrain(config: RunConfig, run_folder: Path, beginning: Beginning | None = 
     try:
         joined = join(config, run_folder, os.environ, beginning)
         run = assemble(joined)
-        reason = train(run)
+        with watched(run):
+            reason = train(run)
         _finish(run, reason)
     except UserError as error:
         if joined is None and not dist.is_initialized():
@@ -114,7 +116,9 @@ def _finish(run: Run, reason: ExitReason) -> None:
 def _leave(joined: Joined | None, run: Run | None, reason: str, exit_code: int) -> NoReturn:
     """End this process after an error: others may wait in a collective that never completes."""
     try:
-        if joined is not None and joined.groups.world.is_leader:
+        # A rank 0 that was stopped and wakes up finds that the others have called it a hang.
+        is_said = joined is not None and (joined.attempt.folder / "exit.json").exists()
+        if joined is not None and joined.groups.world.is_leader and not is_said:
             newest = list_checkpoints(joined.attempt.run_folder)[-1:]
             joined.attempt.write_exit(
                 reason=reason,
