@@ -239,18 +239,13 @@ class CheckpointStore:
             )
         return None
 
-    def abandon_from(self, step: int) -> None:
-        """Rename checkpoints of `step` and later to `step_N.abandoned`, if older ones exist.
-
-        For a roll-back (rank 0); `restore` tells the other ranks.
-        """
-        if self._control.rank == 0:
-            self._attempt.check_current()
-            complete = list_checkpoints(self.run_folder)
-            if complete and complete[0].step < step:
-                for info in reversed(complete):
-                    if info.step >= step:
-                        os.rename(info.folder, free_name(info.folder, "abandoned"))
+    def step_before(self, step: int) -> int | None:
+        """The newest checkpoint older than `step`, for a roll-back further back. Collective."""
+        older = [info.step for info in list_checkpoints(self.run_folder) if info.step < step]
+        found: int | None = self._control.broadcast_json(
+            older[-1] if older else None, name="an older checkpoint"
+        )
+        return found
 
     def remove_leftovers(self) -> None:
         """Remove what crashed saves of earlier attempts left behind (rank 0)."""

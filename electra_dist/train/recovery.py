@@ -125,9 +125,10 @@ def roll_back(run: Run, finding: Finding) -> None:
         first = before.position - batch.global_batch_size
         skipped = skips_after(skipped, finding.micro_batches, first, batch.micro_batch_size)
     run.store.wait()  # what is in flight is of a healthy step
+    max_step = None
     if finding.anomaly.is_spike and run.last_rollback and before.step <= run.last_rollback[0]:
-        run.store.abandon_from(run.last_rollback[1])
-    restore(run)
+        max_step = run.store.step_before(run.last_rollback[1])
+    restore(run, max_step)
     run.last_rollback = before.step, run.state.step
     # The newer checkpoint may not know yet of what earlier roll-backs left out.
     state = replace(run.state, skipped=skipped, num_rollbacks=before.num_rollbacks + 1)

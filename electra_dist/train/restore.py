@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def restore(run: Run) -> bool:
+def restore(run: Run, max_step: int | None = None) -> bool:
     """Put the run where its newest good checkpoint left it, or at its beginning. Collective.
+
+    Args:
+        run: whose engine is filled and whose `state` is set.
+        max_step: take no checkpoint of a later step, and abandon those.
 
     Returns:
         Whether there was a checkpoint.
@@ -34,7 +38,7 @@ def restore(run: Run) -> bool:
     Raises:
         UserError: there are checkpoints but none is good, or they are of another run.
     """
-    saved = run.store.restore(run.engine, run.engine.parameter_shapes)
+    saved = run.store.restore(run.engine, run.engine.parameter_shapes, max_step=max_step)
     if saved is not None:
         check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
         run.state = RunState.from_json(saved)

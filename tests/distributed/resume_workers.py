@@ -13,6 +13,7 @@ from typing import Any
 from electra_dist.config import files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.order import Skips
+from electra_dist.resilience.faults import Fault
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.attempt import Attempt
@@ -54,7 +55,11 @@ def live(
     folder: Path,
     stop_at: int | None,
     prepare: Callable[[Run], object] = lambda _: None,
+<<<<<<< HEAD
     beginning: Beginning | None = None,
+=======
+    faults: tuple[Fault, ...] = (),
+>>>>>>> health
 ) -> str:
     """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
     signals = StopSignals()
@@ -72,7 +77,11 @@ def live(
         stop_signals=signals,
         launched=time.time(),
         end=None,
+<<<<<<< HEAD
         source=open_source(beginning, config, corpora) if beginning else None,
+=======
+        faults=faults,
+>>>>>>> health
     )
     run = assemble(joined)
     prepare(run)

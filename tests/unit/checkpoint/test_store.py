@@ -134,19 +134,7 @@ def test_the_state_is_readable_json_and_checked(run: Path, store: CheckpointStor
     assert json.loads(text) == {"step": 10, "config_fingerprint": "abc"}
 
 
-def test_a_rollback_abandons_newer_checkpoints_but_never_the_last_one(
-    run: Path, store: CheckpointStore
-) -> None:
+def test_a_rollback_that_must_go_further_back_finds_the_one_before(store: CheckpointStore) -> None:
     for step in (10, 20, 30):
         save(store, step)
-    store.abandon_from(10)
-    assert names(run) == ["step_00000010", "step_00000020", "step_00000030"]
-    store.abandon_from(20)
-    assert names(run) == [
-        "step_00000010",
-        "step_00000020.abandoned",
-        "step_00000030.abandoned",
-    ]
-    engine, state = restored(store)
-    assert state == {"step": 10}
-    assert engine.equals(10)
+    assert [store.step_before(step) for step in (10, 20, 30, 99)] == [None, 10, 20, 30]
