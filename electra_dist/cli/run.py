@@ -1,4 +1,4 @@
-"""The words of `pretrain`, `trace`, `stop`, `status`, `report` and `config`."""
+"""The words of `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sections: model objective data batch optim schedule engine checkpoint resilience
 
 
 def add_run(parent: Any) -> None:
-    """Declare `pretrain`, `trace`, `stop`, `status`, `report` and `config`."""
+    """Declare `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
     pretrain = command(
         parent,
         "pretrain",
@@ -79,3 +79,13 @@ def add_run(parent: Any) -> None:
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     show.add_argument("--recipe")
     command(config, "docs", run.config_docs)
+    doctor = command(parent, "doctor", run.doctor)
+    doctor.add_argument("--shared", type=Path, metavar="DIR", help="a folder that all nodes share")
+    doctor.add_argument(
+        "--ranks", type=int, default=2, help="of the all-reduce on this node (default %(default)s)"
+    )
+    doctor.add_argument(
+        "--seconds", type=float, default=60.0, help="deadline of a check (default %(default)s)"
+    )
+    doctor.add_argument("--verdict", action="store_true", help="one line in all")
+    doctor.add_argument("--json", action="store_true", help="one JSON document")

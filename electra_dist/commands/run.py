@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,11 +65,14 @@ def _supervised(
     environ = without_launcher_variables(os.environ)
     launcher: Launcher
     if args.launcher == "srun":
-        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        # A site's own word for the network comes from the batch script and is no rank's.
+        kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
+        slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
         launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
-    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))
+    rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
     out = ["--out", str(args.out)]
@@ -156,3 +160,32 @@ def require_run(folder: Path) -> None:
             f"{folder} is not a run folder (it has no config.json); "
             "give the folder that pretrain got as --out"
         )
+
+
+def doctor(args: argparse.Namespace, _: list[str]) -> int:
+    """Say whether this node is fit to train: a line for each check, exit 1 if it is not."""
+    from electra_dist.launch.doctor import Patient, as_json, examine, verdict
+    from electra_dist.runtime.world import without_launcher_variables
+
+    if args.ranks < 1:
+        raise UserError(f"--ranks {args.ranks} must be at least 1")
+    patient = Patient(
+        environ=os.environ,
+        rank_environ=without_launcher_variables(os.environ),
+        shared=args.shared,
+        num_ranks=args.ranks,
+        seconds=args.seconds,
+    )
+    findings = []
+    for finding in examine(patient):
+        findings.append(finding)
+        if not (args.json or args.verdict):
+            print(
+                f"{'ok ' if finding.is_good else 'BAD'}  {finding.name:14} {finding.words}",
+                flush=True,
+            )
+    if args.json:
+        print(as_json(findings))
+    elif args.verdict:
+        print(verdict(findings))
+    return 0 if all(finding.is_good for finding in findings) else 1

@@ -78,7 +78,7 @@ def load(
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
-    checked = _checked(RunConfig, values, where, "")
+    checked = strict_values(RunConfig, values, where)
     return dacite.from_dict(RunConfig, checked, dacite.Config(strict=True))
 
 
@@ -173,8 +173,10 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[st
     return merged
 
 
-def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
-    """A copy of `values`, whole numbers of float fields made floats.
+def strict_values(
+    cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
+) -> dict[str, Any]:
+    """A copy of `values` for the dataclass `cls`, whole numbers of float fields made floats.
 
     Raises:
         UserError: a key is unknown, or a value has another type than its field.
@@ -186,7 +188,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
             raise UserError(f"{where}: unknown key {prefix}{key}; {_nearest(key, hints, prefix)}")
         kind = hints[key]
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
-            checked[key] = _checked(kind, value, where, f"{prefix}{key}.")
+            checked[key] = strict_values(kind, value, where, f"{prefix}{key}.")
             continue
         checked[key] = _fitted(kind, value)
         if not _is_of(kind, checked[key]):
@@ -199,7 +201,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
 
 def _fitted(kind: Any, value: Any) -> Any:
     """Whole numbers of float fields as floats, lists of tuple fields as tuples."""
-    if kind is float and type(value) is int:
+    if kind in (float, float | None) and type(value) is int:
         return float(value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_fitted(get_args(kind)[0], one) for one in value)

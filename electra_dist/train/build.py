@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,17 +20,16 @@ from electra_dist.data.stream import CorpusStream
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
-from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
+from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import check_state
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import read_json_lines, write_bytes_atomic, write_json_atomic
+from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.metrics import MetricsWriter
-from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
-from electra_dist.train.clock import RunClock
+from electra_dist.train.clock import RunClock, make_clock
 from electra_dist.train.environment import environment
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
@@ -92,6 +91,14 @@ class Run:
         """Write a line of metrics where one is due (rank 0)."""
         if self.metrics is not None:
             self.metrics.record(self.state.step, values, timing, evaluation)
+
+    def report(self, event: str, **details: Any) -> None:
+        """Write an event (rank 0); a disk that is too full for it ends no run."""
+        if self.world.is_leader:
+            try:
+                self.events.append(event, **details)
+            except OSError as error:
+                log.error("event %s %s could not be written: %s", event, details, error)
 
     def ledger_step(self, checksum: int) -> None:
         """Record the positions and checksum of the step that has just been made (rank 0)."""
@@ -175,28 +182,10 @@ def assemble(joined: Joined) -> Run:
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _restore(run)
+    _start(run)
     run.store.prepare(run.engine)
     run.clock.book.begin(run.state.step)
     return run
-
-
-def make_clock(joined: Joined, parameter_shapes: Mapping[str, tuple[int, ...]]) -> RunClock:
-    """The clock of this rank: rank 0's knows the end of the job and how long saves took."""
-    config, attempt, is_leader = joined.config, joined.attempt, joined.groups.world.is_leader
-    num_elements = sum(math.prod(shape) for shape in parameter_shapes.values())
-    events = read_json_lines(attempt.run_folder / "events.jsonl") if is_leader else []
-    return RunClock(
-        TimeBook(joined.launched, attempt if is_leader else None),
-        joined.stop_signals,
-        end=math.inf if joined.end is None else time.monotonic() + joined.end - time.time(),
-        margin_seconds=config.resilience.end_margin_seconds,
-        # Three float32 an element: the weight and two moments.
-        guessed_save_seconds=guessed_save_seconds(12.0 * num_elements),
-        rows_a_step=config.batch.global_batch_size,
-        rows_an_evaluation=config.metrics.eval_num_samples,
-        saves=[event["seconds"] for event in events if event.get("event") == "save"],
-    )
 
 
 def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine:
@@ -209,17 +198,58 @@ def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine
     return DeepSpeedEngine(model, config, world, device)
 
 
-def _restore(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
-    started = time.monotonic()
-    run.store.remove_leftovers()
+def restore(run: Run) -> bool:
+    """Put the run where its newest good checkpoint left it, or at its beginning. Collective.
+
+    Lines of metrics.jsonl after that step are cut off, and the ledger says from where steps go on.
+
+    Returns:
+        Whether there was a checkpoint.
+
+    Raises:
+        UserError: there are checkpoints but none is good, or they are of another run.
+    """
     saved = run.store.restore(run.engine, run.engine.parameter_shapes)
     if saved is not None:
         check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
         run.state = RunState.from_json(saved)
+    elif run.state.step:
+        run.state = RunState(skipped=run.config.data.skips)
+        fill_with_initial_weights(run.engine, run.config)
+    return saved is not None
+
+
+def go_on_from(run: Run, state: RunState) -> None:
+    """Make `state` the state that steps go on from, in metrics.jsonl and the ledger too."""
+    run.state = state
     if run.metrics is not None and run.ledger is not None:
         run.metrics.truncate_after(run.state.step)
         run.ledger.resumed(run.state)
+
+
+def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
+    """Take an engine back to the weights of the seed, and to moments of zero."""
+    initial = dict(JointElectra(config).named_parameters())
+    for fragment in engine.local_fragments():
+        if fragment.kind == "master":
+            weights = initial[fragment.parameter].detach().view(-1)
+            stop = fragment.start + len(fragment.values)
+            fragment.values.copy_(weights[fragment.start : stop])
+        else:
+            fragment.values.zero_()
+    engine.state_restored()
+
+
+def _start(run: Run) -> None:
+    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
+    started = time.monotonic()
+    run.store.remove_leftovers()
+    saved = restore(run)
+    declared = run.control.broadcast_json(
+        run.ledger.declared() if run.ledger is not None else None, name="what roll-backs left out"
+    )
+    go_on_from(run, run.state.with_declared(declared))
+    if run.world.is_leader:
         folder = run.attempt.run_folder
         write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
         write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))

@@ -123,6 +123,11 @@ CONFIGS = st.builds(
     resilience=st.builds(
         schema.ResilienceConfig,
         commit_timeout_seconds=rates(),
+        on_anomaly=st.sampled_from(["rollback", "skip", "stop"]),
+        spike_deviations=st.none() | rates(),
+        spike_window_steps=st.integers(8, 10**6),
+        max_rollbacks=positive(10**6),
+        compare_replicas_every=st.none() | positive(10**6),
         max_restarts=st.integers(0, 9),
         min_world_size=st.none() | st.integers(1, 64),
         term_grace_seconds=rates(),

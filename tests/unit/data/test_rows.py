@@ -8,6 +8,7 @@ from electra_dist.data.rows import (
     NUM_BEFORE,
     RowReader,
     Rows,
+    all_windows,
     assemble,
     assemble_blocks,
     windows,
@@ -81,7 +82,8 @@ def test_a_batch_equals_rows_made_token_by_token(
     tokens, cuts, length = case
     columns = [np.array(column, np.int64) for column in zip(*cuts, strict=True)]
     start_B, *lengths = columns
-    read = windows(np.array(tokens, np.uint16), start_B - NUM_BEFORE, length + 1)
+    store = np.array(tokens, np.uint16)
+    read = windows(store, all_windows(store, length + 1), start_B - NUM_BEFORE)
     rows = assemble(read, *lengths, SPECIAL)
     check(rows, [one_row(tokens, *cut, length, SPECIAL) for cut in cuts])
 
@@ -153,8 +155,9 @@ def test_a_packed_batch_equals_rows_made_token_by_token(data: st.DataObject) -> 
             blocks.append(data.draw(st.integers(1, room)))
         cuts.append((data.draw(st.integers(0, len(tokens) - sum(blocks))), blocks))
     first_B = np.array([start for start, _ in cuts]) - NUM_BEFORE
+    store = np.array(tokens, np.uint16)
     rows = assemble_blocks(
-        windows(np.array(tokens, np.uint16), first_B, length + 1),
+        windows(store, all_windows(store, length + 1), first_B),
         np.array([len(blocks) for _, blocks in cuts]),
         np.array([block for _, blocks in cuts for block in blocks]),
         SPECIAL,
