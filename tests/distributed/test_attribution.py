@@ -35,3 +35,19 @@ def test_a_delay_is_attributed_to_its_rank_and_phase(num_trials: int, tmp_path: 
     num_right = sum(named == true for named, true in zip(told[0][1:], truth, strict=True))
     print(f"rank and phase named right in {num_right} of {num_trials} trials")
     assert num_right >= 0.99 * num_trials
+
+
+ENGINES = [{"kind": "reference"}, *({"zero_stage": stage} for stage in range(4))]
+
+
+@pytest.mark.parametrize(
+    "engines", [ENGINES[:1], pytest.param(ENGINES[1:], marks=pytest.mark.slow)]
+)
+def test_an_engine_tells_its_own_time_from_that_in_its_collectives(
+    engines: list[dict[str, object]], tmp_path: Path
+) -> None:
+    """Rank 0 waits for rank 1 within DeepSpeed's forward (stage 3) or backward, and is not late."""
+    for told in run_ranks(
+        "tests.distributed.watch_workers:late_in_real_engines", 2, tmp_path, variants=engines
+    ):
+        assert told == [[[1, "forward"]]] * len(engines)
