@@ -154,6 +154,16 @@ class DeepSpeedEngine:
         local = self.local_fragments()
         return local if self._stage > 0 else even_shares(local, self._world)
 
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.shared_tensors`.
+
+        Stage 0: all weights and moments. Stages 1 and 2: the weights that the model computes with.
+        Stage 3: none.
+        """
+        if self._stage == 0:
+            return ((f"{f.parameter}/{f.kind}", f.values) for f in self.local_fragments())
+        return iter(self._parameters.items() if self._stage < 3 else ())
+
     @torch.no_grad()
     def state_restored(self) -> None:
         """Copy the fp32 shards into the weights that the model computes with, and gather these."""

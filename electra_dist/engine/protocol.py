@@ -93,6 +93,10 @@ class Engine(Protocol):
         """What this rank saves: the ranks' parts cover every element once."""
         ...
 
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank holds, by name, and must hold bit for bit alike between two steps."""
+        ...
+
     def state_restored(self) -> None:
         """Bring the weights that the model computes with in line with the restored fragments."""
         ...

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
@@ -107,6 +107,10 @@ class ReferenceEngine:
     def owned_fragments(self) -> Iterator[Fragment]:
         """See `Engine.owned_fragments`: an even share of every parameter."""
         return even_shares(self.local_fragments(), self._world)
+
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.shared_tensors`: all weights and moments."""
+        return ((f"{f.parameter}/{f.kind}", f.values) for f in self.local_fragments())
 
     def state_restored(self) -> None:
         """The model computes with the master weights themselves: nothing to do."""

@@ -9,7 +9,7 @@ LONG_SECONDS = 60.0
 """A rank that has been in one phase for so long is named, if others have gone on."""
 
 WAITING = ("reduce", "agree", "commit")
-"""Phases of a rank that waits for others: runtime.phases has the same, which launch can't import."""
+"""Phases of a rank that waits for others; those of runtime.phases, which launch can't import."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from electra_dist.resilience.guard import ExitReason, decide
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
 from electra_dist.train.recovery import roll_back
+from electra_dist.train.replicas import replicas_agree
 from electra_dist.train.step import StepResult, step
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def train(run: Run) -> ExitReason:
             with run.phases.enter("restore"):
                 roll_back(run, result.finding)
             continue
+        if not replicas_agree(run, decision.compare):
+            return ExitReason.FAILED
         evaluation = None
         if decision.evaluate:
             with run.clock.evaluating(), run.phases.enter("evaluate"):

@@ -28,7 +28,7 @@ def watched(run: Run) -> Iterator[None]:
         config=run.config.resilience,
         log_path=log_path(run.world, run.attempt.folder),
         completed_steps=lambda: run.state.step,
-        on_hang=lambda: run.clock.book.end(run.state.step, "hang"),
+        on_hang=lambda: _record_hang(run),
     )
     run.phases.listeners.append(beats.beat)
     watchdog.start()
@@ -38,3 +38,10 @@ def watched(run: Run) -> Iterator[None]:
         watchdog.close()
         run.phases.listeners.remove(beats.beat)
         beats.close()
+
+
+def _record_hang(run: Run) -> None:
+    """What passed since the last step boundary was the hang's."""
+    book = run.clock.book
+    book.add("hang", book.since_boundary)
+    book.end(run.state.step)

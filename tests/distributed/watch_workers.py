@@ -32,7 +32,7 @@ def sleeping_steps(groups: ProcessGroups, faults: str, num_steps: int) -> list[A
 
     Each step exchanges gradients in the middle and agrees at its end, as real ones do.
     """
-    phases = Phases()
+    groups.control.phases = phases = Phases()
     attempt = Attempt.join(Path("run"), 1)
     mine = Faults(parse_faults(faults), groups.world.rank, attempt, nn.Linear(1, 1))
     phases.on_enter.append(mine.entered)
@@ -48,7 +48,7 @@ def sleeping_steps(groups: ProcessGroups, faults: str, num_steps: int) -> list[A
                 time.sleep(SECONDS[phase])
         with phases.enter("reduce"):
             dist.all_reduce(gradients)
-        with phases.enter("optimizer"), phases.enter("agree"):
+        with phases.enter("optimizer"):
             groups.control.all_reduce_sum([1.0])
         with phases.enter("save"):
             time.sleep(SECONDS["save"])
@@ -63,7 +63,7 @@ def late_in_real_engines(groups: ProcessGroups, variants: list[dict[str, Any]]) 
     for variant in variants:
         config = tiny_config(**variant)
         kind = ReferenceEngine if config.engine.kind == "reference" else DeepSpeedEngine
-        phases = Phases()
+        groups.control.phases = phases = Phases()
         engine = kind(JointElectra(config), config, groups.world, CPU, phases=phases)
         told = Stragglers(phases, groups.control, ["here"] * 2, ResilienceConfig(straggler_every=1))
         late: list[Straggler] = []
