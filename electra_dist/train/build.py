@@ -181,7 +181,7 @@ def assemble(joined: Joined) -> Run:
     mine = [world.local_rank, socket.gethostname()]
     seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
     local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
-    phases = Phases()
+    control.phases = phases = Phases()
     engine = make_engine(config, world, joined.groups.device, phases)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
