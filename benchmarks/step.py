@@ -74,7 +74,7 @@ def ours(config: RunConfig, micro_batches: list[MicroBatch], **options: Any) -> 
 def padding_computed(micro_batch: MicroBatch, seed: int, device: torch.device) -> Any:
     """A batch whose padding the model computes and masks, as most code does."""
     batch = to_batch(micro_batch, seed, device)
-    return batch._replace(token_places_T=None) if "token_places_T" in batch._fields else batch
+    return batch._replace(places_T=None)
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
