@@ -89,6 +89,7 @@ class Committer:
             Superseded: a later attempt owns the run folder; nothing was committed.
         """
         started = time.monotonic()
+        self.attempt.check_current()  # a node that was cut off and wakes up here writes nothing
         folder = self._checkpoints / f"{step_name(save.step)}.tmp-{self.attempt.number}"
         if self.rank == 0:
             self._remove_failed_saves(before=save.step)

@@ -141,6 +141,15 @@ class CheckpointStore:
             superseded=float(self._writer.superseded),
         )
 
+    @property
+    def num_in_flight(self) -> int:
+        """This rank's saves that are begun and not done."""
+        return self._writer.num_in_flight
+
+    def take_seconds(self) -> list[float]:
+        """How long each save took this rank's writer that was done since this was last asked."""
+        return self._writer.take_seconds()
+
     def wait(self) -> bool:
         """Wait until no rank has a save in flight; whether the newest one is on disk. Collective.
 

@@ -65,6 +65,16 @@ def _run(words: list[str]) -> int:
     return handler(args, overrides)
 
 
+class _Version(argparse.Action):
+    """Looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from importlib import metadata
+
+        print(f"electra-dist {metadata.version('electra_dist')}")
+        parser.exit()
+
+
 def _is_leader() -> bool:
     from electra_dist.runtime.world import World
 
@@ -105,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Pretrain, resume, export and fine-tune ELECTRA on a cluster.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parent = parser.add_subparsers(required=True, metavar="COMMAND")
     add_corpus(parent)
     add_vocab(parent)

@@ -6,9 +6,15 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from electra_dist.config import variables
 from electra_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from electra_dist.config.schema import RunConfig
 
 
 def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -17,24 +23,77 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
 
     # Before torch is loaded: its store would warn on the console of each 500 ms of waiting.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _check_launch(args)
     path = args.config
     if path is None and args.recipe is None and (args.out / "config.json").is_file():
         path = args.out / "config.json"  # a resume needs no other words than --out
     config = files.load(path, overrides, recipe=args.recipe)
-    if args.nproc is None:
+    if args.time_limit is not None:
+        from electra_dist.runtime.job_end import parse_time_limit
+
+        os.environ[variables.END_TIME] = repr(time.time() + parse_time_limit(args.time_limit))
+    if args.launcher == "none":
+        if args.max_restarts is not None:
+            raise UserError(
+                f"--max-restarts {args.max_restarts} needs ranks that electra-dist starts itself: "
+                "give --nproc N, or --launcher srun"
+            )
         from electra_dist.train.main import pretrain
 
         return pretrain(config, args.out)
-    if args.nproc < 1:
-        raise UserError(f"--nproc {args.nproc} must be at least 1")
-    from electra_dist.launch.local import run_ranks
+    return _supervised(args, config, path, overrides)
+
+
+def _supervised(
+    args: argparse.Namespace, config: RunConfig, path: Path | None, overrides: list[str]
+) -> int:
+    """Start the ranks of a run, and again after a crash."""
+    from electra_dist.launch.restarts import Limits
+    from electra_dist.launch.srun import SrunLauncher
+    from electra_dist.launch.supervisor import Launcher, LocalLauncher, supervise
     from electra_dist.runtime.world import without_launcher_variables
 
-    words = [str(path)] if path else []
-    words += ["--recipe", args.recipe] if args.recipe else []
-    words += ["--out", str(args.out), *overrides]
-    command = [sys.executable, "-m", "electra_dist", "pretrain", *words]
-    return run_ranks(command, args.nproc, without_launcher_variables(os.environ), args.out)
+    limits = Limits(
+        max_restarts=(
+            config.resilience.max_restarts if args.max_restarts is None else args.max_restarts
+        ),
+        min_world_size=config.resilience.min_world_size,
+    )
+    if limits.max_restarts < 0:
+        raise UserError(f"--max-restarts {limits.max_restarts} must be at least 0")
+    environ = without_launcher_variables(os.environ)
+    launcher: Launcher
+    if args.launcher == "srun":
+        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
+    else:
+        launcher = LocalLauncher(args.nproc, environ, args.out)
+    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    given = [str(path)] if path else []
+    given += ["--recipe", args.recipe] if args.recipe else []
+    out = ["--out", str(args.out)]
+    return supervise(
+        launcher,
+        args.out,
+        limits,
+        [*rank, *given, *out, *overrides],
+        resume_command=[*rank, str(args.out / "config.json"), *out],
+    )
+
+
+def _check_launch(args: argparse.Namespace) -> None:
+    """Settle who starts the ranks: `none` (this process is one), `local` or `srun`."""
+    if args.nproc is not None and args.nproc < 1:
+        raise UserError(f"--nproc {args.nproc} must be at least 1")
+    if args.launcher is None:
+        args.launcher = "none" if args.nproc is None else "local"
+    elif args.launcher == "srun" and args.nproc is not None:
+        raise UserError(
+            f"--nproc {args.nproc} does not go with --launcher srun, which starts a rank on each "
+            "task of the allocation; leave one of them out"
+        )
+    elif args.launcher == "local" and args.nproc is None:
+        raise UserError("--launcher local needs --nproc N, the number of ranks")
 
 
 def stop(args: argparse.Namespace, _: list[str]) -> int:
@@ -42,14 +101,18 @@ def stop(args: argparse.Namespace, _: list[str]) -> int:
     from electra_dist.launch.run_folder import run_status
 
     require_run(args.run)
-    attempts = run_status(args.run).attempts
-    if attempts and attempts[-1].reason is not None:
+    status = run_status(args.run)
+    attempts = status.attempts
+    if attempts and attempts[-1].reason is not None and status.state != "restarting":
         raise UserError(
             f"{args.run} is not running: its last attempt ended ({attempts[-1].reason}) "
             f"at step {attempts[-1].step}; there is nothing to stop"
         )
     (args.run / "STOP").touch()
-    print(f"{args.run}: will save and finish at its next step")
+    if status.state == "restarting":
+        print(f"{args.run}: will not be restarted")
+    else:
+        print(f"{args.run}: will save and finish at its next step")
     return 0
 
 
@@ -85,3 +148,32 @@ def require_run(folder: Path) -> None:
             f"{folder} is not a run folder (it has no config.json); "
             "give the folder that pretrain got as --out"
         )
+
+
+def doctor(args: argparse.Namespace, _: list[str]) -> int:
+    """Say whether this node is fit to train: a line for each check, exit 1 if it is not."""
+    from electra_dist.launch.doctor import Patient, as_json, examine, verdict
+    from electra_dist.runtime.world import without_launcher_variables
+
+    if args.ranks < 1:
+        raise UserError(f"--ranks {args.ranks} must be at least 1")
+    patient = Patient(
+        environ=os.environ,
+        rank_environ=without_launcher_variables(os.environ),
+        shared=args.shared,
+        num_ranks=args.ranks,
+        seconds=args.seconds,
+    )
+    findings = []
+    for finding in examine(patient):
+        findings.append(finding)
+        if not (args.json or args.verdict):
+            print(
+                f"{'ok ' if finding.is_good else 'BAD'}  {finding.name:14} {finding.words}",
+                flush=True,
+            )
+    if args.json:
+        print(as_json(findings))
+    elif args.verdict:
+        print(verdict(findings))
+    return 0 if all(finding.is_good for finding in findings) else 1

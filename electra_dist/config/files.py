@@ -199,7 +199,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
 
 def _fitted(kind: Any, value: Any) -> Any:
     """Whole numbers of float fields as floats, lists of tuple fields as tuples."""
-    if kind is float and type(value) is int:
+    if kind in (float, float | None) and type(value) is int:
         return float(value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_fitted(get_args(kind)[0], one) for one in value)

@@ -70,9 +70,50 @@ class ResilienceConfig:
 
     commit_timeout_seconds: float = 600.0
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
+    on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
+    """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
+    spike_deviations: float | None = 12.0
+    """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
+    spike_window_steps: int = 128
+    """Recent healthy steps that a spike is measured against; with fewer of them there is none."""
+    max_rollbacks: int = 10
+    """Roll-backs in a run: the next anomaly ends the attempt. A resumed run may raise it."""
+    compare_replicas_every: int | None = 100
+    """Steps between two comparisons of what ranks hold in common. None: only before a save."""
+    max_restarts: int = 3
+    """Restarts in a row without a new checkpoint, by --nproc or --launcher srun; 0: never."""
+    min_world_size: int | None = None
+    """Ranks that a restart may go on with once nodes are gone. Left out: no fewer than before."""
+    term_grace_seconds: float = 30.0
+    """How long a process lives after SIGTERM (Slurm's KillWait): what does not fit is left out."""
+    end_margin_seconds: float = 20.0
+    """Be gone so long before the end of the job (Slurm's time limit, or --time-limit)."""
 
     def __post_init__(self) -> None:
-        require_positive("resilience", commit_timeout_seconds=self.commit_timeout_seconds)
+        require_positive(
+            "resilience",
+            commit_timeout_seconds=self.commit_timeout_seconds,
+            spike_deviations=self.spike_deviations,
+            max_rollbacks=self.max_rollbacks,
+            compare_replicas_every=self.compare_replicas_every,
+            min_world_size=self.min_world_size,
+            term_grace_seconds=self.term_grace_seconds,
+            end_margin_seconds=self.end_margin_seconds,
+        )
+        require(
+            self.spike_window_steps >= 8,
+            "resilience.spike_window_steps",
+            self.spike_window_steps,
+            "must be at least 8",
+            "a median and a deviation of fewer steps say little; 128 is usual",
+        )
+        require(
+            self.max_restarts >= 0,
+            "resilience.max_restarts",
+            self.max_restarts,
+            "is a number of restarts",
+            "give 0 for none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

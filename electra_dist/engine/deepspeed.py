@@ -8,7 +8,9 @@ cannot change the number of ranks or the stage.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +25,20 @@ from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, deca
 from electra_dist.engine.protocol import (
     Fragment,
     LocalResult,
+    MayApply,
+    Question,
     StepSums,
     even_range,
     even_shares,
+    is_finite,
     to_batch,
 )
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.extensions import claim_extensions
 from electra_dist.runtime.world import World
+
+log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine:
@@ -80,22 +88,29 @@ class DeepSpeedEngine:
             for module, parameter in self._engine.module.external_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """See `Engine.step`. A non-finite gradient changes no weight."""
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """See `Engine.step`."""
         self._engine.train()
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         sums = StepSums()
-        norm = math.nan
-        for number, micro_batch in enumerate(micro_batches, start=1):
+        question = Question(lambda: sums.result(self._grad_norm()), may_apply)
+        self.optimizer.may_apply = question.ask
+        for micro_batch in micro_batches:
             random.seed_dropout(self._config.seed, micro_batch.step, micro_batch.index)
             losses = self._engine(self._make_batch(micro_batch, self._config.seed, self.device))
             self._engine.backward(losses.total * (self._loss_scale if micro_batch.is_real else 0.0))
-            if self._stage == 0 and number == len(micro_batches):
-                norm = self._clip_replicated()
-            self._engine.step()
             sums.add(micro_batch, losses)
-        return sums.result(norm if self._stage == 0 else float(self._engine.get_global_grad_norm()))
+            self._engine.step()
+        # Stages 1 to 3 leave an update out by themselves, on all ranks, where the norm is not
+        # finite: the optimizer has not asked then.
+        question.ask()
+        return question.local
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -160,15 +175,18 @@ class DeepSpeedEngine:
             return None
         return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start
 
-    def _clip_replicated(self) -> float:
-        """Stage 0 gives no norm and would write a NaN into weights: clip here, veto the update."""
-        norm = clip_gradients(self._engine.module, self._config.optim.clip_norm)
-        self.optimizer.may_apply = math.isfinite(norm)
-        return norm
+    def _grad_norm(self) -> float:
+        """Of this step, when the optimizer asks. Stage 0 gives none and clips here."""
+        if self._stage == 0:
+            return clip_gradients(self._engine.module, self._config.optim.clip_norm)
+        norm = float(self._zero._global_grad_norm)
+        return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
 
 
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed and start its communication layer on the process group that is there."""
+    for lock in claim_extensions(os.environ):
+        log.warning("%s was left by a compilation that died; removed", lock)
     import deepspeed
 
     if device.type == "cpu":

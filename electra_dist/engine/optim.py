@@ -33,8 +33,8 @@ class ElectraAdam(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
-        self.may_apply = True
-        """False vetoes updates: asked right before a weight changes."""
+        self.may_apply: Callable[[], bool] = lambda: True
+        """Asked by every `step`, right before a weight changes: False leaves all as it is."""
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """The two moments of `parameter`, made of zeros where it has not been stepped yet."""
@@ -53,7 +53,7 @@ class ElectraAdam(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ValueError("ElectraAdam takes no closure")
-        if not self.may_apply:
+        if not self.may_apply():
             return
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

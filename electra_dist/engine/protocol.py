@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +29,20 @@ class LocalResult:
     checksum: int
     """Sum modulo 2**64 of the checksums of the micro-batches that were given to the model."""
     grad_norm: float
-    """Global norm of the joint gradient before clipping; the same on every rank."""
+    """Global norm of the joint gradient before clipping, NaN where it is not finite: the same on
+    every rank."""
+    micro_batch_losses: Mapping[int, float] = field(default_factory=dict)
+    """Loss of each real micro-batch that this rank ran, by its index in the step."""
+
+
+MayApply = Callable[[LocalResult], bool]
+"""The question of an update: may it change weights? Every rank is asked at the same time, and all
+must answer alike; it may be collective."""
+
+
+def is_finite(local: LocalResult) -> bool:
+    """The least that must hold, and without other ranks' losses all that can be known."""
+    return math.isfinite(local.grad_norm)
 
 
 class Fragment(NamedTuple):
@@ -49,8 +64,17 @@ class Engine(Protocol):
     device: torch.device
     parameter_shapes: dict[str, tuple[int, ...]]
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """Forward, backward over a rank's passes (as many on all ranks), one clip, one update."""
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """Forward, backward over a rank's passes (as many on all ranks), one clip, one update.
+
+        `may_apply` is asked once, on every rank, when gradients and their norm are known and no
+        weight has changed. After a no all weights and moments are as they were, bit for bit.
+        """
         ...
 
     def evaluate(self, batch: Batch) -> Losses:
@@ -119,11 +143,38 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
     )
 
 
+class Question:
+    """May this step's update change weights? Asked once, however often an optimizer steps.
+
+    Args:
+        local: this rank's part of the step; called once the gradient's norm is known.
+        may_apply: who answers.
+    """
+
+    def __init__(self, local: Callable[[], LocalResult], may_apply: MayApply) -> None:
+        self._local, self._may_apply = local, may_apply
+
+    @cached_property
+    def local(self) -> LocalResult:
+        """This rank's part of the step."""
+        return self._local()
+
+    @cached_property
+    def answer(self) -> bool:
+        """The same on every rank."""
+        return self._may_apply(self.local)
+
+    def ask(self) -> bool:
+        """What an optimizer calls before it changes anything."""
+        return self.answer
+
+
 class StepSums:
     """Adds up what a rank's real passes report; stays on the device, so no pass waits for it."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
+        self._indices: list[int] = []
         self._tokens = 0
         self._checksum = 0
 
@@ -140,18 +191,21 @@ class StepSums:
                     ]
                 )
             )
+            self._indices.append(micro_batch.index)
             self._tokens += int(micro_batch.num_tokens_B.sum())
             self._checksum += micro_batch.checksum
 
     def result(self, grad_norm: float) -> LocalResult:
         """The sums as plain numbers, added in float64."""
-        totals = torch.stack(self._losses).double().sum(dim=0).tolist()
+        losses = torch.stack(self._losses).double()
+        totals = losses.sum(dim=0).tolist()
         names = ("loss", "generator_loss", "discriminator_loss", "replaced_share")
         sums = dict(zip(names, totals, strict=True))
         return LocalResult(
             sums={**sums, "tokens": float(self._tokens)},
             checksum=self._checksum % 2**64,
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else math.nan,
+            micro_batch_losses=dict(zip(self._indices, losses[:, 0].tolist(), strict=True)),
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,7 +11,16 @@ from torch import nn
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
-from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_shares, to_batch
+from electra_dist.engine.protocol import (
+    Fragment,
+    LocalResult,
+    MayApply,
+    Question,
+    StepSums,
+    even_shares,
+    is_finite,
+    to_batch,
+)
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.world import World
@@ -42,8 +50,13 @@ class ReferenceEngine:
             eps=optim.eps,
         )
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """See `Engine.step`. A non-finite gradient changes no weight."""
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """See `Engine.step`."""
         self._model.train()
         sums = StepSums()
         for micro_batch in micro_batches:
@@ -56,10 +69,11 @@ class ReferenceEngine:
         norm = clip_gradients(self._model, self._config.optim.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if math.isfinite(norm):
-            self.optimizer.step()
+        question = Question(lambda: sums.result(norm), may_apply)
+        self.optimizer.may_apply = question.ask
+        self.optimizer.step()
         self.optimizer.zero_grad()
-        return sums.result(norm)
+        return question.local
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from electra_dist.config import variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora, open_corpora
 from electra_dist.data.passes import passes
@@ -20,7 +21,9 @@ from electra_dist.resilience.resume import resumed_config
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
+from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
 
 
@@ -33,6 +36,10 @@ class Joined:
     groups: ProcessGroups
     attempt: Attempt
     stop_signals: StopSignals
+    launched: float
+    """When this process was started, in seconds since 1970."""
+    end: float | None
+    """When the job ends, in seconds since 1970, as rank 0 knows it; None: nobody says so."""
 
 
 def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
@@ -42,7 +49,7 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
         UserError: config, corpus or run folder do not fit.
         CollectiveError: a rank did not come.
     """
-    stop_signals = StopSignals()
+    stop_signals = StopSignals(config.resilience.term_grace_seconds)
     stop_signals.install()
     world = World.from_environment(environ)
     resolved, mistake = _resolve(config, run_folder, world)
@@ -59,8 +66,17 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
         torch.use_deterministic_algorithms(True, warn_only=True)
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
+    launched = launched_at(environ)
+    if world.is_leader:
+        attempt.write_start(launched, environ.get(variables.LAUNCH), world.world_size)
     return Joined(
-        config=config, corpora=corpora, groups=groups, attempt=attempt, stop_signals=stop_signals
+        config=config,
+        corpora=corpora,
+        groups=groups,
+        attempt=attempt,
+        stop_signals=stop_signals,
+        launched=launched,
+        end=job_end(environ) if world.is_leader else None,
     )
 
 

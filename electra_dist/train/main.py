@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -52,8 +53,6 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         _leave(joined, run, "failed", 2)
     except Superseded as error:
         log.error("%s", error)
-        if run is not None and world.is_leader:
-            run.events.append("superseded", step=run.state.step)
         _leave(joined, run, "superseded", 1)
     except Exception as error:
         # The trace is for the rank's log; where no log exists yet, for the console.
@@ -62,22 +61,42 @@ def pretrain(config: RunConfig, run_folder: Path) -> int:
         if joined is None and not isinstance(error, CollectiveError):
             traceback.print_exc()
         if run is not None:
-            run.store.settle(SETTLE_SECONDS)
+            _settle(run, error)
         _leave(joined, run, "failed", 1)
     return reason.exit_code
+
+
+def stop_cause(run: Run, reason: ExitReason) -> dict[str, str]:
+    """Who asked for the stop, as a detail of its event; nothing where nobody did."""
+    if reason is ExitReason.ASKED:
+        return {"cause": "electra-dist stop"}
+    if reason is not ExitReason.STOPPED:
+        return {}
+    if run.stop_signals.received is not None:
+        return {"cause": run.stop_signals.received}
+    return {"cause": "time limit" if run.clock.is_up else "a signal to another rank"}
+
+
+def _settle(run: Run, error: Exception) -> None:
+    """Let a save that is in flight end, and say where the time since the last step went."""
+    run.store.settle(SETTLE_SECONDS)
+    with suppress(Exception):  # the error that ends this attempt is the one to report
+        # Ranks that wait for one that has died or hangs compute nothing.
+        run.clock.book.end(run.state.step, "hang" if isinstance(error, CollectiveError) else "step")
 
 
 def _finish(run: Run, reason: ExitReason) -> None:
     """Leave together, then rank 0 writes exit.json as its last act."""
     if run.world.is_leader:
-        cause = run.stop_signals.received if reason is ExitReason.STOPPED else None
+        cause = stop_cause(run, reason)
         try:
-            run.events.append("stop", step=run.state.step, reason=reason.value, cause=cause)
+            run.events.append("stop", step=run.state.step, reason=reason.value, **cause)
         except OSError as error:  # a full disk makes no failure of a run that is saved
             log.error("the event stop could not be written: %s", error)
         log.info("%s at step %d, %s", reason.value, run.state.step, run.store.newest_name())
     run.close()
     run.groups.shutdown(graceful=True)
+    run.clock.book.end(run.state.step)
     if run.world.is_leader:
         run.attempt.write_exit(
             reason=reason.value,

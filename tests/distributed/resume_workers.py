@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ def small_run(corpus: str, engine: Mapping[str, Any], more: Sequence[str] = ()) 
     return files.load(None, [*words, "--metrics.no-tensorboard", *more], recipe="tiny")
 
 
-def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | None) -> str:
+def live(
+    groups: ProcessGroups,
+    config: RunConfig,
+    folder: Path,
+    stop_at: int | None,
+    prepare: Callable[[Run], object] = lambda _: None,
+) -> str:
     """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
     signals = StopSignals()
     signals.install()
@@ -59,9 +66,13 @@ def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | 
         groups=groups,
         attempt=Attempt.join(folder, number),
         stop_signals=signals,
+        launched=time.time(),
+        end=None,
     )
     run = assemble(joined)
+    prepare(run)
     reason = train_until(run, stop_at)
+    run.store.close()
     run.stream.close()
     run.engine.close()
     return reason.value

@@ -45,6 +45,8 @@ SIGNS = st.builds(
     stop_asked=st.booleans(),
     writer_busy=st.booleans(),
     save_overdue=st.booleans(),
+    time_is_up=st.booleans(),
+    hurry=st.booleans(),
 )
 CONFIGS = st.builds(
     lambda every, evaluate, stop: replace(
@@ -82,9 +84,13 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
     # Finished is finished, whoever asked for a stop in the same step.
     is_finished = found.step >= config.schedule.last_step
     assert (decision.stop is ExitReason.FINISHED) == is_finished
-    assert decision.evaluate or not is_finished
+    is_evaluation_due = is_finished or found.step % config.metrics.eval_every == 0
+    assert decision.evaluate == (
+        is_evaluation_due and not (found.hurry and decision.stop is not None)
+    )
     if not is_finished:
-        assert (decision.stop is not None) == (found.stop_signalled or found.stop_asked)
+        asked = found.stop_signalled or found.stop_asked or found.time_is_up
+        assert (decision.stop is not None) == asked
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,12 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
         (signs(3, stop_asked=True), False, True, ExitReason.ASKED),
         # Both at once: a cluster that takes the node back wants the job requeued.
         (signs(3, stop_signalled=True, stop_asked=True), False, True, ExitReason.STOPPED),
+        (signs(3, time_is_up=True, stop_asked=True), False, True, ExitReason.STOPPED),
+        # An evaluation that is due is left out where only the save fits before the end.
+        (signs(25, stop_signalled=True), True, True, ExitReason.STOPPED),
+        (signs(25, stop_signalled=True, hurry=True), False, True, ExitReason.STOPPED),
+        (signs(100, hurry=True), False, True, ExitReason.FINISHED),
+        (signs(25, hurry=True), True, False, None),
         (signs(10, loss=math.nan), False, False, ExitReason.FAILED),
         (signs(10, grad_norm=math.inf), False, False, ExitReason.FAILED),
         (signs(3, loss=-math.inf, stop_signalled=True), False, False, ExitReason.FAILED),

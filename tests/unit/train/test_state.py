@@ -24,6 +24,8 @@ def test_state_json_holds_what_a_resume_checks() -> None:
         "step": 3,
         "position": 96,
         "skipped_positions": [],
+        "num_rollbacks": 0,
+        "recent": {"losses": [], "grad_norms": []},
         "loss_scale": None,
         "config_fingerprint": "c",
         "corpus_fingerprint": "d",
