@@ -119,25 +119,28 @@ class _DroppedAttention(torch.autograd.Function):
         scores_XLL = _product(gradient_XLA, value_XLA.mT, ctx.scale).mul_(dropped_XLL)
         sums_XL1 = (gradient_XLA * context_XLA).sum(-1, keepdim=True)
         scores_XLL.addcmul_(weights_XLL, sums_XL1, value=-1.0)
-        gradients = (
-            _product(scores_XLL, key_XLA, width**-0.5),
-            _product(scores_XLL.mT, query_XLA, width**-0.5),
-            _product(dropped_XLL.mT, gradient_XLA, ctx.scale),
-        )
+        gradients_3XLA = torch.empty_like(qkv_3XLA)
+        _product(scores_XLL, key_XLA, width**-0.5, gradients_3XLA[0])
+        _product(scores_XLL.mT, query_XLA, width**-0.5, gradients_3XLA[1])
+        _product(dropped_XLL.mT, gradient_XLA, ctx.scale, gradients_3XLA[2])
         shape = (3, *gradient_BHLA.shape[:2], *context_XLA.shape[1:])
-        return torch.stack(gradients).view(shape), None, None, None
+        return gradients_3XLA.view(shape), None, None, None
 
 
-def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
+def _product(
+    left_XIJ: Tensor, right_XJK: Tensor, factor: float, out_XIK: Tensor | None = None
+) -> Tensor:
     """A batched product times a factor that costs nothing: [X, I, K]."""
-    out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
-    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor)
+    if out_XIK is None:
+        out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
+    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor, out=out_XIK)
 
 
 def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-log p(id) at each slot [B, N] with gradient; and, without one, log p and p, [B, N, V].
 
-    One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient.
+    One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward
+    pass overwrites p.
     """
     losses_BN, log_probs_BNV, probs_BNV = _CrossEntropy.apply(logits_BNV, ids_BN)
     return losses_BN, log_probs_BNV, probs_BNV
@@ -152,7 +155,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(probs_BNV, ids_BN)
         ctx.mark_non_differentiable(log_probs_BNV, probs_BNV)
         ctx.set_materialize_grads(False)
-        ctx.dtype = logits_BNV.dtype
+        ctx.dtype, ctx.is_spent = logits_BNV.dtype, False
         losses_BN = -log_probs_BNV.gather(-1, ids_BN.unsqueeze(-1)).squeeze(-1)
         return losses_BN, log_probs_BNV, probs_BNV
 
@@ -165,6 +168,9 @@ class _CrossEntropy(torch.autograd.Function):
             return None, None
         probs_BNV, ids_BN = ctx.saved_tensors
         gradient_BN1 = gradient_BN.unsqueeze(-1)
-        gradient_BNV = probs_BNV * gradient_BN1
+        if ctx.is_spent:
+            raise RuntimeError("cross_entropy's gradient is made in place: backward runs once")
+        ctx.is_spent = True
+        gradient_BNV = probs_BNV.mul_(gradient_BN1)  # V numbers a slot: the largest tensor of all
         gradient_BNV.scatter_add_(-1, ids_BN.unsqueeze(-1), -gradient_BN1)
         return gradient_BNV.to(ctx.dtype), None
