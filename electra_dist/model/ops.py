@@ -119,21 +119,24 @@ class _DroppedAttention(torch.autograd.Function):
         scores_XLL = _product(gradient_XLA, value_XLA.mT, ctx.scale).mul_(dropped_XLL)
         sums_XL1 = (gradient_XLA * context_XLA).sum(-1, keepdim=True)
         scores_XLL.addcmul_(weights_XLL, sums_XL1, value=-1.0)
-        gradients_3XLA = torch.empty_like(qkv_3XLA)
-        _product(scores_XLL, key_XLA, width**-0.5, gradients_3XLA[0])
-        _product(scores_XLL.mT, query_XLA, width**-0.5, gradients_3XLA[1])
-        _product(dropped_XLL.mT, gradient_XLA, ctx.scale, gradients_3XLA[2])
-        shape = (3, *gradient_BHLA.shape[:2], *context_XLA.shape[1:])
-        return gradients_3XLA.view(shape), None, None, None
+        gradients = (
+            _product(scores_XLL, key_XLA, width**-0.5),
+            _product(scores_XLL.mT, query_XLA, width**-0.5),
+            _product(dropped_XLL.mT, gradient_XLA, ctx.scale),
+        )
+        # Written once, in the layout of the product that made them: [B, L, 3, H, A].
+        batch, heads, length, _ = gradient_BHLA.shape
+        gradient_BL3HA = gradient_BHLA.new_empty(batch, length, 3, heads, width)
+        for number, gradient in enumerate(gradients):
+            gradient_BHLA = gradient.view(batch, heads, length, width)
+            gradient_BL3HA[:, :, number] = gradient_BHLA.transpose(1, 2)
+        return gradient_BL3HA.permute(2, 0, 3, 1, 4), None, None, None
 
 
-def _product(
-    left_XIJ: Tensor, right_XJK: Tensor, factor: float, out_XIK: Tensor | None = None
-) -> Tensor:
+def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
     """A batched product times a factor that costs nothing: [X, I, K]."""
-    if out_XIK is None:
-        out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
-    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor, out=out_XIK)
+    out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
+    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor)
 
 
 def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
