@@ -68,7 +68,7 @@ class ElectraAdam(torch.optim.Optimizer):
                 self._update(params, group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """torch's fused AdamW, one pass over memory, with corrections for so late a step: 1."""
+        """Runs torch's fused AdamW at so late a step that it corrects nothing: one pass."""
         beta1, beta2 = group["betas"]
         steps = {p.device: torch.tensor(_LATE_STEP, device=p.device) for p in params}
         adamw(

@@ -147,6 +147,10 @@ class JointElectra(nn.Module):
             if has_discriminator
             else None
         )
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.recompute = config.engine.activation_checkpointing
+                module.compiled = config.engine.compile
         initialize(self, config.seed, model.initializer_range)
 
     def forward(self, batch: Batch) -> Losses:

@@ -6,6 +6,8 @@ E embedding width, F = 4 D, H heads, A = D / H, S dropout sites, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -121,6 +123,8 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, width, num_heads) for _ in range(num_layers))
         self.recompute = False
         """Keep each layer's input only and compute the layer again in the backward pass."""
+        self.compiled = False
+        """Run the layers through torch.compile."""
 
     @property
     def num_sites(self) -> int:
@@ -146,9 +150,7 @@ class Encoder(nn.Module):
             keys_S: of the dropout sites, None for no dropout.
         """
         num_rows, length, _ = embedded_BLE.shape
-        layout = Layout(
-            num_rows, length, attention_mask(attention_mask_BL, block_ids_BL), places_T
-        )
+        layout = Layout(num_rows, length, attention_mask(attention_mask_BL, block_ids_BL), places_T)
         hidden_TD = embedded_BLE.flatten(0, 1)
         if places_T is not None:
             hidden_TD = hidden_TD[places_T]
@@ -166,19 +168,27 @@ class Encoder(nn.Module):
     def _run(
         self, layer: nn.Module, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None
     ) -> Tensor:
+        run = partial(compiled_layer(), layer) if self.compiled else layer
         if self.recompute and torch.is_grad_enabled():
             # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
-            output_TD: Tensor = checkpoint(
-                layer,
-                hidden_TD,
-                layout,
-                keys_S,
-                use_reentrant=False,
-                preserve_rng_state=hidden_TD.is_cuda,
+            run = partial(
+                checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
             )
-            return output_TD
-        output_TD = layer(hidden_TD, layout, keys_S)
+        output_TD: Tensor = run(hidden_TD, layout, keys_S)
         return output_TD
+
+
+@cache
+def compiled_layer() -> Callable[..., Tensor]:
+    """`Layer.forward`, compiled; what cannot be compiled runs as it is.
+
+    By the layer, as all layers of a width are compiled in the time of one.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    compiled: Callable[..., Tensor] = torch.compile(Layer.forward)
+    return compiled
 
 
 def draw_keys(encoder: Encoder, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

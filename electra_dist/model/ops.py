@@ -55,9 +55,7 @@ class _AddMasked(torch.autograd.Function):
         return gradient, gradient * mask, None
 
 
-def attention(
-    qkv_BL3HA: Tensor, mask_B1QL: Tensor | None, p: float, key: Tensor | None
-) -> Tensor:
+def attention(qkv_BL3HA: Tensor, mask_B1QL: Tensor | None, p: float, key: Tensor | None) -> Tensor:
     """Softmax(query key' / sqrt(A)) value, with dropout on the weights: [B, L, D].
 
     Args:
@@ -143,7 +141,7 @@ def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, T
     """-log p(id) at each slot [B, N] with gradient; and, without one, log p and p, [B, N, V].
 
     One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward
-    pass overwrites p.
+    pass overwrites p (autograd refuses a second one).
     """
     losses_BN, log_probs_BNV, probs_BNV = _CrossEntropy.apply(logits_BNV, ids_BN)
     return losses_BN, log_probs_BNV, probs_BNV
@@ -152,13 +150,14 @@ def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, T
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_probs_BNV = F.log_softmax(logits_BNV, dim=-1, dtype=torch.promote_types(
-            logits_BNV.dtype, torch.float32))
+        log_probs_BNV = F.log_softmax(
+            logits_BNV, dim=-1, dtype=torch.promote_types(logits_BNV.dtype, torch.float32)
+        )
         probs_BNV = log_probs_BNV.exp()
         ctx.save_for_backward(probs_BNV, ids_BN)
         ctx.mark_non_differentiable(log_probs_BNV, probs_BNV)
         ctx.set_materialize_grads(False)
-        ctx.dtype, ctx.is_spent = logits_BNV.dtype, False
+        ctx.dtype = logits_BNV.dtype
         losses_BN = -log_probs_BNV.gather(-1, ids_BN.unsqueeze(-1)).squeeze(-1)
         return losses_BN, log_probs_BNV, probs_BNV
 
@@ -171,9 +170,6 @@ class _CrossEntropy(torch.autograd.Function):
             return None, None
         probs_BNV, ids_BN = ctx.saved_tensors
         gradient_BN1 = gradient_BN.unsqueeze(-1)
-        if ctx.is_spent:
-            raise RuntimeError("cross_entropy's gradient is made in place: backward runs once")
-        ctx.is_spent = True
         gradient_BNV = probs_BNV.mul_(gradient_BN1)  # V numbers a slot: the largest tensor of all
         gradient_BNV.scatter_add_(-1, ids_BN.unsqueeze(-1), -gradient_BN1)
         return gradient_BNV.to(ctx.dtype), None

@@ -45,7 +45,7 @@ def site_keys(num_sites: int, device: torch.device) -> Tensor:
 
 def dropped_lanes(p: float) -> int:
     """How many of the 65536 values of a lane are dropped: 6554 for p = 0.1, which is 0.100006."""
-    return round(p * _LANE_VALUES)
+    return min(round(p * _LANE_VALUES), _LANE_VALUES - 1)
 
 
 def keep_scale(p: float) -> float:
@@ -54,7 +54,7 @@ def keep_scale(p: float) -> float:
 
 
 def keep_mask(key: Tensor, shape: torch.Size | tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """1 where an element is kept and 0 where it is dropped, in the type and on the device of `like`.
+    """1 where an element is kept, 0 where it is dropped; type and device are those of `like`.
 
     A word serves two elements, 16 bits each. It mixes the sum of a row's hash and a column's, so
     that the words themselves take one multiplication: a tenth of the time of bernoulli on a CPU.

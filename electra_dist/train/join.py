@@ -23,6 +23,7 @@ from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
+from electra_dist.runtime.memory import keep_freed_memory
 from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
 
@@ -60,6 +61,8 @@ def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joi
     assert resolved is not None
     config, corpora = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
