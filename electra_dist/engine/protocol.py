@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
@@ -64,6 +64,11 @@ class Engine(Protocol):
     device: torch.device
     parameter_shapes: dict[str, tuple[int, ...]]
 
+    @property
+    def module(self) -> nn.Module:
+        """The joint module with the weights that the engine computes with."""
+        ...
+
     def step(
         self,
         micro_batches: Sequence[MicroBatch],
@@ -87,6 +92,10 @@ class Engine(Protocol):
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """What this rank saves: the ranks' parts cover every element once."""
+        ...
+
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank holds, by name, and must hold bit for bit alike between two steps."""
         ...
 
     def state_restored(self) -> None:
@@ -141,6 +150,14 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
             else None
         ),
     )
+
+
+def disturbed(losses: Losses, micro_batch: MicroBatch) -> Losses:
+    """The losses of a training pass, unless a fault on purpose makes others of them."""
+    if micro_batch.disturb is None:
+        return losses
+    wrong: Losses = micro_batch.disturb(losses)
+    return wrong
 
 
 class Question:

@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         if places_T is not None:
             all_TD = hidden_TD.new_zeros(num_rows * length, hidden_TD.shape[-1])
             hidden_TD = all_TD.index_copy(0, places_T, hidden_TD)
-        return hidden_TD.unflatten(0, (num_rows, length))
+        return hidden_TD.view(num_rows, length, -1)
 
     def _run(
         self, layer: nn.Module, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None
