@@ -58,6 +58,7 @@ OTHER: dict[str, Any] = {
     "engine.threads_per_rank": 2,
     "engine.timeout_seconds": 5.0,
     "engine.deterministic": True,
+    "engine.activation_checkpointing": True,
     "checkpoint.every_steps": 7,
     "checkpoint.keep_last": 1,
     "checkpoint.asynchronous": False,
