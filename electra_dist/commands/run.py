@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -64,11 +65,13 @@ def _supervised(
     environ = without_launcher_variables(os.environ)
     launcher: Launcher
     if args.launcher == "srun":
-        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
-        launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
+        # srun needs its allocation, and the user may say how rank 0 is reached.
+        kept = {n: v for n, v in os.environ.items() if n.startswith("SLURM_") or n == "MASTER_ADDR"}
+        launcher = SrunLauncher({**environ, **kept}, no_kill=limits.min_world_size is not None)
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
-    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    program = shlex.split(os.environ.get(variables.RANK_PROGRAM, "")) or [sys.executable]
+    rank = [*program, "-m", "electra_dist", "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
     out = ["--out", str(args.out)]
