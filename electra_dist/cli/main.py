@@ -9,16 +9,19 @@ import sys
 from collections.abc import Sequence
 
 from electra_dist.cli.checkpoint import add_checkpoint
-from electra_dist.cli.cluster import add_cluster
 from electra_dist.cli.corpus import add_corpus, add_vocab
 from electra_dist.cli.downstream import add_downstream
 from electra_dist.cli.parser import Handler, Parser
 from electra_dist.cli.run import add_run
+from electra_dist.cli.submit import add_submit
 from electra_dist.errors import UserError
 
 WITH_OVERRIDES = (
-    *(["pretrain"], ["trace"], ["submit", "slurm"]),
-    *(["config", "show"], ["corpus", "audit"]),
+    ["pretrain"],
+    ["trace"],
+    ["config", "show"],
+    ["corpus", "audit"],
+    ["submit", "slurm"],
 )
 """Commands that take any knob of the config as `--section.field value`."""
 
@@ -124,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_corpus(parent)
     add_vocab(parent)
     add_run(parent)
-    add_cluster(parent)
+    add_submit(parent)
     add_checkpoint(parent)
     add_downstream(parent)
     return parser

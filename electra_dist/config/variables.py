@@ -9,8 +9,9 @@ LAUNCH = "ELECTRA_DIST_LAUNCH"
 END_TIME = "ELECTRA_DIST_END_TIME"
 """The end that --time-limit gave, in seconds since 1970."""
 
-SRUN_FLAGS = "ELECTRA_DIST_SRUN_FLAGS"
-"""More words for srun, as a shell would read them: --container-image ..."""
+RANK_COMMAND = "ELECTRA_DIST_RANK_COMMAND"
+"""What each rank is started with in place of `python -m electra_dist`, in the words of a shell:
+`apptainer exec --nv electra.sif electra-dist`."""
 
-RANK_PROGRAM = "ELECTRA_DIST_RANK_PROGRAM"
-"""What starts Python in a rank under srun, as a shell would read it: apptainer exec ... python."""
+FAULTS = "ELECTRA_DIST_FAULTS"
+"""Faults on purpose, for tests and drills: see electra_dist/resilience/faults.py."""

@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-FINISHED, FAILED, MISTAKE, STOPPED = 0, 1, 2, 75
+from electra_dist.launch.restarts import FAILED, STOPPED, USER_MISTAKE
+
+FINISHED = 0
 
 MAX_FRUITLESS = 3
 """Ends of a job in a row without a new checkpoint, unless its script says otherwise."""
@@ -100,8 +102,8 @@ def decide(
         return _leave(FINISHED, ending.reason)
     if ending.reason == "superseded":
         return _leave(FAILED, "another job has taken over the run folder")
-    if ending.exit_code == MISTAKE:
-        return _leave(MISTAKE, "the next start would meet the same mistake")
+    if ending.exit_code == USER_MISTAKE:
+        return _leave(USER_MISTAKE, "the next start would meet the same mistake")
     has_stopped = ending.reason == "stopped"
     code = STOPPED if has_stopped else FAILED
     if state.is_told_to_end:

@@ -1,192 +1,216 @@
-"""From a run and a site to the text of a batch script: a pure function. No torch, no Slurm.
+"""From a config and a cluster to a batch script, as text: a pure function; and its submission.
 
-    clusters/NAME.toml ─┐
-    config, RUN ────────┴─> batch_script() ─> RUN/submit.sbatch ─> sbatch
-
-The script is complete: it needs nothing but electra-dist on the nodes, can be read, edited and
-given to sbatch again. What a user wrote reaches the shell as one quoted word (`quoted`).
+The body of the script is the one of slurm/pretrain.sbatch, which works by itself. Every value that
+comes from a user stands in single quotes (`shlex.quote`), so that no shell reads it; in #SBATCH
+lines, which sbatch reads itself and no shell does, a value with blanks is quoted the same way.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from electra_dist.config.checks import require
-from electra_dist.launch.clusters import Cluster, Container
-from electra_dist.launch.requeue import MAX_FRUITLESS
-from electra_dist.launch.slurm_body import CACHES, LAUNCH
+from electra_dist.config import variables
+from electra_dist.config.cluster import ClusterConfig
+from electra_dist.errors import UserError
+
+SUBMIT_SECONDS = 120.0
+
+BODY = """\
+# Signals go down: this shell -> electra-dist (the supervisor) -> srun -> ranks. Why it ended comes
+# back through the run folder: srun rewrites exit codes. Slurm sends USR1 to this shell ahead of the
+# time limit, and TERM at scancel.
+signals=() supervisor=""
+note() {
+    signals+=("$1")
+    if [[ -n $supervisor ]]; then kill -s "$1" "$supervisor" 2>/dev/null; fi
+}
+trap 'note USR1' USR1
+trap 'note TERM' TERM
+
+newest=$(find "$run/attempts" -maxdepth 1 -name '[0-9]*' -printf '%f\\n' 2>/dev/null |
+    sort -n | tail -n 1)
+"$PYTHON" -m electra_dist pretrain "$@" --launcher srun --out "$run" &
+supervisor=$!
+for signal in "${signals[@]}"; do # that came before there was a supervisor
+    kill -s "$signal" "$supervisor" 2>/dev/null
+done
+while kill -0 "$supervisor" 2>/dev/null; do
+    wait "$supervisor" # a signal ends the wait, not the supervisor
+done
+wait "$supervisor"
+code=$?
+
+# Decides by RUN/attempts/NNNN/exit.json and the signals: `scontrol requeue`, or leave. A TERM from
+# here on just ends it.
+exec "$PYTHON" -m electra_dist requeue "$run" --after-attempt "${newest:-0}" --code "$code" \\
+    --signals "${signals[*]}" --max-fruitless "${MAX_FRUITLESS:-3}"
+"""
+"""Of every pretraining script; slurm/pretrain.sbatch ends with it, a test compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is submitted; paths are absolute."""
+class Job:
+    """One submission."""
 
-    config: Path
     run: Path
-    work_folder: Path
-    """Relative paths of the config count from here."""
+    """RUN, absolute: the job starts elsewhere."""
+    words: tuple[str, ...]
+    """Of `electra-dist pretrain`: the config and overrides, without --out."""
     num_nodes: int
-    gpus_per_node: int | None = None
-    """None: the cluster's."""
+    python: str
+    """Where the cluster names none."""
     time: str | None = None
-    """None: the cluster's."""
-    survives_nodes: bool = False
-    """resilience.min_world_size is set: the job keeps what is left of its nodes."""
-    is_chained: bool = False
-    """Another job goes on where this one stops: no requeue."""
-    num_micro_batches: int | None = None
-    """The largest number of ranks that the run can use."""
+    """In place of the cluster's."""
+    no_kill: bool = False
+    """Keep the allocation when a node fails: the supervisor goes on with the others."""
+    comment: str = ""
 
 
-def batch_script(request: Request, cluster: Cluster) -> str:
-    """The batch script, whole.
-
-    Raises:
-        UserError: the run has fewer micro-batches than the job would have ranks.
-    """
-    options = "\n".join(f"#SBATCH {option}" for option in sbatch_options(request, cluster))
-    parts = [
-        f"#!/usr/bin/env bash\n{options}",
-        "# Made by `electra-dist submit slurm`. Read it, edit it, give it to sbatch again.",
-        "set -uo pipefail",
-        f"cd {quoted(str(request.work_folder))} || exit 1",
-        *_environment(cluster),
-        *_network(cluster),
-        _scratch(cluster) + CACHES,
-        *_container(request, cluster),
-        _run(request, cluster),
-        LAUNCH,
+def batch_script(job: Job, cluster: ClusterConfig) -> str:
+    """The text of RUN/submit.sbatch."""
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH {word}" for word in sbatch_words(job, cluster)]
+    lines += [
+        "#",
+        "# Written by `electra-dist submit slurm`; submit it again as it is: sbatch FILE.",
+        "set -u",
+        f"run={shlex.quote(str(job.run))}",
+        f"set -- {' '.join(shlex.quote(word) for word in job.words)}".rstrip(),
+        f"PYTHON={shlex.quote(cluster.python or job.python)}",
+        *_setting(cluster),
+        "",
+        BODY,
     ]
-    return "\n\n".join(parts)
+    return "\n".join(lines)
 
 
-def _run(request: Request, cluster: Cluster) -> str:
-    max_fruitless = 0 if request.is_chained or not cluster.requeue else MAX_FRUITLESS
-    return (
-        f"run={quoted(str(request.run))}\n"
-        f'words=({quoted(str(request.config))} --out "$run")\n'
-        f"max_fruitless={max_fruitless}"
-    )
+def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
+    """What stands behind #SBATCH, a line each."""
+    named = {
+        "job-name": f"electra-{job.run.name}",
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "nodes": job.num_nodes,
+        "ntasks-per-node": cluster.num_tasks_per_node,
+        "cpus-per-task": cluster.cpus_per_task,
+        "mem": cluster.mem,
+        "gres": _gres(cluster),
+        "time": job.time or cluster.time,
+        "signal": f"B:USR1@{cluster.signal_lead_seconds}",
+        "output": f"{job.run}/slurm-%j.out",
+        "open-mode": "append",
+        "comment": job.comment or None,
+    }
+    words = [f"--{name}={_quoted(str(v))}" for name, v in named.items() if v is not None]
+    words.append("--requeue" if cluster.requeue else "--no-requeue")
+    words += ["--exclusive"] if cluster.exclusive else []
+    words += ["--no-kill"] if job.no_kill else []
+    return [*words, *cluster.sbatch]
 
 
-def sbatch_options(request: Request, cluster: Cluster) -> list[str]:
-    """The words of the #SBATCH lines; each is free of blanks, but for a quoted output path.
+def _quoted(value: str) -> str:
+    """As sbatch reads it: blanks and quotes in quotes.
 
     Raises:
-        UserError: as `batch_script`.
+        UserError: the value has a line break, which would end the #SBATCH line.
     """
-    gpus = cluster.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
-    tasks = cluster.tasks_per_node or max(1, gpus)
-    ranks = request.num_nodes * tasks
-    require(
-        request.num_micro_batches is None or ranks <= request.num_micro_batches,
-        "--nodes",
-        request.num_nodes,
-        f"makes {ranks} ranks, but a step has only {request.num_micro_batches} micro-batches",
-        "take fewer nodes, a larger batch.global_batch_size or a smaller batch.micro_batch_size",
-    )
+    if set(value) & set("\n\r\0"):
+        raise UserError(f"{value!r} can't stand in an #SBATCH line; take the line break out")
+    if not set(value) & set(" \t'\"\\#"):
+        return value
+    if "'" not in value:
+        return f"'{value}'"
+    if not set(value) & set('"\\'):
+        return f'"{value}"'
+    raise UserError(f"{value!r} can't stand in an #SBATCH line; leave one kind of quotes out")
+
+
+def _gres(cluster: ClusterConfig) -> str | None:
+    if not cluster.gpus_per_node:
+        return None
     kind = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
-    gpu_words = {
-        "gpus-per-node": f"--gpus-per-node={kind}{gpus}",
-        "gres": f"--gres=gpu:{kind}{gpus}",
-    }
-    site = {
-        name: getattr(cluster, name)
-        for name in ("account", "partition", "qos", "constraint", "reservation", "exclude")
-    }
-    return [
-        f"--job-name={re.sub(r'[^A-Za-z0-9_.-]', '_', request.run.name) or 'electra'}",
-        *(f"--{name}={value}" for name, value in site.items() if value),
-        f"--nodes={request.num_nodes}",
-        f"--ntasks-per-node={tasks}",
-        *([f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
-        *([gpu_words[cluster.gpu_option]] if gpus else []),
-        *([f"--mem={cluster.memory}"] if cluster.memory else []),
-        *(["--exclusive"] if cluster.exclusive else []),
-        f"--time={request.time or cluster.time}",
-        f"--signal=B:USR1@{cluster.lead_seconds}",
-        "--no-requeue" if request.is_chained or not cluster.requeue else "--requeue",
-        *(["--no-kill"] if request.survives_nodes else []),
-        "--open-mode=append",
-        *_output(request.run),
-        *cluster.sbatch_options,
-    ]
+    return f"gpu:{kind}{cluster.gpus_per_node}"
 
 
-def quoted(text: str) -> str:
-    """`text` as one word of a shell, whatever it holds."""
-    return shlex.quote(text)
-
-
-def with_variables(text: str) -> str:
-    """The same, but that $NAME and ${NAME} are variables; one that is not set ends the script."""
-    parts = re.split(r"\$(?:(\w+)|\{(\w+)\})", text, flags=re.ASCII)
-    words = [quoted(parts[0]) if parts[0] else ""]
-    for bare, braced, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        name = bare or braced
-        # A positional parameter such as $1 is not meant: it stays as it stands.
-        is_name = not name[0].isdigit()
-        words.append(f'"${{{name}:?}}"' if is_name else quoted(f"${name}"))
-        words.append(quoted(rest) if rest else "")
-    return "".join(words) or "''"
-
-
-def _output(run: Path) -> list[str]:
-    """Where the job writes. sbatch knows quotes and %, and has no way to write them plainly."""
-    path = str(run / "slurm-%j.out")
-    is_plain = not re.search(r"[\"'\\%\n\r]", str(run))
-    return [f'--output="{path}"'] if is_plain else ["--output=slurm-%j.out"]
-
-
-def _environment(cluster: Cluster) -> list[str]:
-    parts = []
-    if cluster.modules:
-        modules = " ".join(map(quoted, cluster.modules))
-        parts.append(f"module purge\nmodule load {modules} || exit 1")
-    if cluster.venv:
-        parts.append(f". {quoted(f'{cluster.venv}/bin/activate')} || exit 1")
-    if cluster.environment:
-        lines = [f"export {name}={quoted(value)}" for name, value in cluster.environment.items()]
-        parts.append("\n".join(lines))
-    return parts
-
-
-def _network(cluster: Cluster) -> list[str]:
-    lines = []
-    if cluster.interface:
-        names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-        lines += [f"export {name}={quoted(cluster.interface)}" for name in names]
+def _setting(cluster: ClusterConfig) -> list[str]:
+    """Modules and variables of the site."""
+    lines = (
+        [f"module load {' '.join(map(shlex.quote, cluster.modules))}"] if cluster.modules else []
+    )
+    if cluster.network_interface:
+        interface = shlex.quote(cluster.network_interface)
+        lines.append(f"export NCCL_SOCKET_IFNAME={interface} GLOO_SOCKET_IFNAME={interface}")
     if cluster.master_addr_suffix:
         lines += [
-            "# Rank 0 is on the node of this script, under its name in the fast network.",
-            f'export MASTER_ADDR="$SLURMD_NODENAME"{quoted(cluster.master_addr_suffix)}',
+            'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            f'export MASTER_ADDR="$first"{shlex.quote(cluster.master_addr_suffix)}',
         ]
-    return ["\n".join(lines)] if lines else []
+    if cluster.scratch:
+        # $USER and the like are the site's own words and are expanded by us, not by the shell.
+        lines += [
+            f"scratch={_expandable(cluster.scratch)}/electra_dist",
+            'export TORCH_EXTENSIONS_DIR="$scratch/extensions" TRITON_CACHE_DIR="$scratch/triton"',
+        ]
+    if cluster.container:
+        rank = shlex.join([*cluster.container, "electra-dist"])
+        lines.append(f"export {variables.RANK_COMMAND}={shlex.quote(rank)}")
+    for name, value in cluster.environment.items():
+        lines.append(f"export {name}={shlex.quote(value)}")
+    return lines
 
 
-def _scratch(cluster: Cluster) -> str:
-    return f"scratch={with_variables(cluster.scratch)}\n" if cluster.scratch else ""
+def _expandable(text: str) -> str:
+    """Quoted for the shell, but for $NAME, which it replaces on the node."""
+    parts = re.split(r"\$([A-Za-z_]\w*)", text)  # text and names in turn
+    quoted = [shlex.quote(part) if part else "" for part in parts]
+    quoted[1::2] = [f'"${name}"' for name in parts[1::2]]
+    return "".join(quoted)
 
 
-def _container(request: Request, cluster: Cluster) -> list[str]:
-    """How srun starts a rank in its image: variables that `pretrain --launcher srun` reads."""
-    box = cluster.container
-    if box is None:
-        return []
-    mounts = [*box.mounts, str(request.run), str(request.work_folder)]
-    flags, program = _container_words(box, [m if ":" in m else f"{m}:{m}" for m in mounts])
-    lines = ["# Ranks run in a container; each variable holds words as a shell would read them."]
-    lines += [f"export ELECTRA_DIST_SRUN_FLAGS={quoted(shlex.join(flags))}"] if flags else []
-    lines += [f"export ELECTRA_DIST_RANK_PROGRAM={quoted(shlex.join(program))}"]
-    return ["\n".join(lines)]
+def submit(script: Path, *, test_only: bool, num_jobs: int) -> list[str]:
+    """Sbatch a script, once, or as a chain whose next job starts when the one before has ended.
+
+    Returns:
+        The jobs' ids; what sbatch answers with `test_only`.
+
+    Raises:
+        UserError: sbatch is not here, or does not take it.
+    """
+    ids: list[str] = []
+    for _ in range(1 if test_only else num_jobs):
+        words = ["--test-only"] if test_only else ["--parsable"]
+        words += [f"--dependency=afterany:{ids[-1]}"] if ids else []
+        ids.append(_sbatch([*words, str(script)]))
+    return ids
 
 
-def _container_words(box: Container, mounts: list[str]) -> tuple[list[str], list[str]]:
-    if box.runtime == "pyxis":
-        words = [f"--container-image={box.image}", f"--container-mounts={','.join(mounts)}"]
-        return words, [box.python]
-    binds = [word for mount in mounts for word in ("--bind", mount)]
-    return [], ["apptainer", "exec", "--nv", *binds, box.image, box.python]
+def _sbatch(words: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            ["sbatch", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SUBMIT_SECONDS,
+        )
+    except FileNotFoundError:
+        raise UserError(
+            "sbatch is not on the PATH of this machine; submit from a login node, or look at the "
+            "script with --dry-run"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"sbatch gave no answer in {SUBMIT_SECONDS:.0f} s; see if slurmctld is up"
+        ) from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise UserError(f"sbatch refused the script: {said}; change --cluster or its file")
+    return (done.stdout or done.stderr).strip().partition(";")[0]

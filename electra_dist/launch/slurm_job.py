@@ -1,6 +1,6 @@
 """The last word of a batch script, `electra-dist requeue`: read, decide, ask Slurm, write down.
 
-Everything that it decides stands in RUN/jobs.jsonl, one line an end: with which signals, how the
+Everything that it decides stands in RUN/requeue.jsonl, one line an end: with which signals, how the
 ranks ended, the newest checkpoint then, and why the job was requeued or not.
 """
 
@@ -100,7 +100,7 @@ def end_job(
     ask: Ask = ask_slurm,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Decision:
-    """Decide, requeue the job if that is the decision, and write it to RUN/jobs.jsonl.
+    """Decide, requeue the job if that is the decision, and write it to RUN/requeue.jsonl.
 
     Args:
         run: RUN.
@@ -148,7 +148,7 @@ def _job_state(job_id: str, ask: Ask) -> str | None:
 def _earlier_checkpoints(run: Path, job: Job) -> list[str | None]:
     """The newest one at each earlier end of this job, after that of the end before this job."""
     checkpoints: dict[tuple[object, object], str | None] = {}
-    for line in read_lines(run / "jobs.jsonl"):
+    for line in read_lines(run / "requeue.jsonl"):
         # Two lines of one end: it was to be requeued, and Slurm would not.
         key = (line.get("job"), line.get("restart_count"))
         name = line.get("checkpoint")
@@ -173,6 +173,6 @@ def _record(
         "why": decision.why,
     }
     try:
-        append_line(run / "jobs.jsonl", record)
+        append_line(run / "requeue.jsonl", record)
     except OSError as error:
-        log.error("%s could not be written (%s)", run / "jobs.jsonl", error)
+        log.error("%s could not be written (%s)", run / "requeue.jsonl", error)

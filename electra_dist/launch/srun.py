@@ -6,13 +6,11 @@ step. Exit codes of srun mean little (a rank's 7 becomes 143): the run folder ha
 
 import logging
 import re
-import shlex
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from electra_dist.config.variables import SRUN_FLAGS
 from electra_dist.errors import UserError
 from electra_dist.launch.local import Signals, run_processes
 
@@ -75,12 +73,7 @@ class Allocation:
 
 
 def srun_command(
-    command: Sequence[str],
-    allocation: Allocation,
-    nodes: Sequence[str] | None,
-    *,
-    no_kill: bool,
-    flags: Sequence[str] = (),
+    command: Sequence[str], allocation: Allocation, nodes: Sequence[str] | None, *, no_kill: bool
 ) -> list[str]:
     """The words that start `command` on every task.
 
@@ -89,7 +82,6 @@ def srun_command(
         allocation: see there.
         nodes: only on these; None: on all.
         no_kill: the allocation outlives its nodes, and so shall the step.
-        flags: what the site wants of srun.
     """
     words = ["srun", "--kill-on-bad-exit=1"]  # without it srun waits for ever for the other ranks
     # The first SIGINT goes to the ranks, instead of srun's own "one more within 1 sec to abort".
@@ -104,7 +96,7 @@ def srun_command(
         words += [f"--nodelist={','.join(nodes)}"]
     else:
         words += [f"--ntasks={allocation.num_tasks}"]
-    return [*words, *flags, *command]
+    return [*words, *command]
 
 
 def usable_nodes(answer: str) -> list[str]:
@@ -150,7 +142,6 @@ class SrunLauncher:
         self._environ = environ
         self._allocation = Allocation.from_environment(environ)
         self._no_kill = no_kill and self._allocation.tasks_per_node is not None
-        self._flags = shlex.split(environ.get(SRUN_FLAGS, ""))
         self._ask = ask
         self._nodes: list[str] | None = None
         """Those of the next step; None: all."""
@@ -169,9 +160,7 @@ class SrunLauncher:
 
     def run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
         """Run `command` as one step; returns srun's exit code."""
-        step = srun_command(
-            command, self._allocation, self._nodes, no_kill=self._no_kill, flags=self._flags
-        )
+        step = srun_command(command, self._allocation, self._nodes, no_kill=self._no_kill)
         watch = _NodeWatch(self._still_there) if self._no_kill else None
         try:
             (code,) = run_processes(

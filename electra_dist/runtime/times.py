@@ -101,10 +101,13 @@ class TimeBook:
         if must_write or self.elapsed >= self._due:
             self._write()
 
-    def end(self, step: int, part: str | None = None) -> None:
-        """The last line, at `step`: what passed since the last boundary belongs to `part`."""
-        if part is not None:
-            self.add(part, self.elapsed - self._boundary)
+    @property
+    def since_boundary(self) -> float:
+        """Seconds since the last step boundary."""
+        return self.elapsed - self._boundary
+
+    def end(self, step: int) -> None:
+        """The last line, at `step`."""
         self._reached(step)
         self._write()
 

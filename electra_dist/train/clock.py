@@ -99,6 +99,18 @@ class RunClock:
             evaluation=slow_one(self._evaluations, otherwise=guess),
         )
 
+    def broke_off(self, step: int) -> None:
+        """An error ends the attempt after `step` steps: write down the time since the last one.
+
+        One more step may have been under way; beyond that, this rank waited for one that had died
+        or hung.
+        """
+        passed = self.book.since_boundary
+        worked = min(passed, self.pace.step) if self._steps else passed
+        self.book.add("step", worked)
+        self.book.add("hang", passed - worked)
+        self.book.end(step)
+
     def signs(self, ahead: Ahead) -> TimeSigns:
         """Whether this step is the last safe one, by this rank's clock."""
         end, term = self._end - self._margin_seconds, self._stop_signals.deadline

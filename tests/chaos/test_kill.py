@@ -42,7 +42,8 @@ def start(
         ["--engine.kind", "reference"] if stage == "reference" else ["--engine.zero_stage", stage]
     )
     command = [sys.executable, "-m", "electra_dist", "pretrain", "--recipe", "tiny", *engine]
-    command += ["--nproc", str(ranks), "--out", str(run), "--data.corpus", corpus]
+    command += ["--nproc", str(ranks), "--max-restarts", "0", "--out", str(run)]
+    command += ["--data.corpus", corpus]
     command += ["--data.sequence_length", "32", "--model.num_layers", "2"]
     command += ["--model.generator_num_layers", "2", "--schedule.num_steps", "40"]
     command += ["--schedule.warmup_steps", "5", "--batch.global_batch_size", "8"]

@@ -1,49 +1,35 @@
-"""A real Slurm of four virtual nodes under one temporary folder: daemons, helpers, no trace left.
+"""A real Slurm of virtual nodes on this machine: munged, slurmctld and slurmds under one folder.
 
-    munged (own socket and key) <── slurmctld ──> slurmd -N n1 .. n4, all on this host, free ports
-
-Several labs stand side by side. Every process of a lab, of its jobs too, has SLURM_CONF=<folder>
-in its environment: that is how the end of the lab finds what is still alive.
+Everything listens on free ports and
+belongs to the lab's folder, so that several labs stand side by side; `close` leaves nothing.
 """
 
+from __future__ import annotations
+
 import os
-import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+CPUS_PER_NODE = 4
+REQUEUE_HOLD_SECONDS = 6.0
+"""Slurm holds a requeued job for cred_expire + 1 s; 5 is the least it takes."""
+SBIN = ("/usr/sbin", "/sbin")
 
-NODES = ("n1", "n2", "n3", "n4")
-CPUS = 8
-GPUS = 4
-"""Of each node, both made up: nothing binds to them."""
-SECONDS = 120.0
-"""For what takes seconds on an idle machine: longer is a hang."""
-ENDED = (
-    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"),
-    *("BOOT_FAIL", "DEADLINE"),
-)
-
-# Debian's Slurm 22.05. cred_expire: a requeued job waits that and 1 s (5 is the least that is
-# taken, the default means 121 s). TmpFS: else PMIx of one virtual node meets that of another.
-# CompleteWait, MessageTimeout ...: what makes minutes of a cluster into seconds here.
-CONF = """
+CONF = """\
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmUser={user}
-SlurmdUser={user}
+SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
-CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 TmpFS={folder}/tmp.%n
@@ -61,7 +47,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=3
-KillWait={kill_wait}
+KillWait=2
 InactiveLimit=0
 MinJobAge=600
 BatchStartTimeout=10
@@ -74,287 +60,217 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/filetxt
-JobCompLoc={folder}/jobcomp.txt
-JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+JobAcctGatherType=jobacct_gather/linux
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=n[1-4] Default=YES MaxTime=INFINITE PriorityTier=10
-PartitionName=low Nodes=n[1-4] MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes=n[1-4] MaxTime=INFINITE PriorityTier=20
+PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes=ALL State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=ALL State=UP PriorityTier=100 PreemptMode=OFF
 """
 
 
-@dataclass
 class SlurmLab:
-    """A running Slurm; `slurm_lab` makes one."""
+    """A running Slurm.
 
-    folder: Path
-    environ: dict[str, str]
-    """For every program that speaks to this Slurm, and for what a job inherits."""
-    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    Args:
+        folder: a new one, with a short path: sockets lie in it.
+        num_nodes: n1, n2, ...
+        num_gpus: fake ones a node, made by mknod.
+    """
 
-    def run(self, *words: str | Path, check: bool = True, seconds: float = SECONDS) -> str:
-        """stdout of a Slurm command; its output is part of the error if it fails."""
-        done = subprocess.run(
-            [str(word) for word in words],
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
+    def __init__(self, folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> None:
+        self.folder = folder
+        self.nodes = [f"n{number}" for number in range(1, num_nodes + 1)]
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        path = os.pathsep.join([os.environ["PATH"], *SBIN])
+        self.environ = {**os.environ, "PATH": path, "SLURM_CONF": str(folder / "slurm.conf")}
+        for name in list(self.environ):
+            if name.startswith("SLURM_") and name != "SLURM_CONF":
+                del self.environ[name]
+        self._configure(num_gpus)
+        self._start_munged()
+        self.start_controller()
+        for node in self.nodes:
+            self.start_node(node)
+        self.wait(self.all_idle, 30.0, "all nodes are idle")
+
+    def _configure(self, num_gpus: int) -> None:
+        (self.folder / "state").mkdir(parents=True)
+        ports = free_ports(len(self.nodes) + 1)
+        gpus = f" Gres=gpu:{num_gpus}" if num_gpus else ""
+        lines = []
+        for node, port in zip(self.nodes, ports[1:], strict=True):
+            (self.folder / f"tmp.{node}").mkdir()
+            lines.append(
+                f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
+                f"Port={port} CPUs={CPUS_PER_NODE} RealMemory=4000{gpus}"
+            )
+        text = CONF.format(
+            host=socket.gethostname(), port=ports[0], folder=self.folder, nodes="\n".join(lines)
         )
-        if check and done.returncode != 0:
-            raise AssertionError(f"{words} ended with {done.returncode}: {done.stderr}")
-        return done.stdout
+        (self.folder / "slurm.conf").write_text(text)
+        gres = ""
+        for number in range(num_gpus):
+            device = self.folder / f"gpu{number}"
+            subprocess.run(["mknod", device, "c", "1", "3"], check=True)
+            gres += f"NodeName={','.join(self.nodes)} Name=gpu File={device}\n"
+        (self.folder / "gres.conf").write_text(gres)
 
-    def submit(self, *words: str | Path, **variables: str) -> str:
-        """The id of a new job: `sbatch --parsable` with these words."""
-        lab = SlurmLab(folder=self.folder, environ={**self.environ, **variables})
-        return lab.run("sbatch", "--parsable", *words).strip()
-
-    def job(self, job_id: str) -> dict[str, str]:
-        """What `scontrol show job` says of it."""
-        text = self.run("scontrol", "show", "job", "--oneliner", job_id)
-        return dict(re.findall(r"(\w+)=(\S*)", text))
-
-    def state(self, job_id: str) -> str:
-        """RUNNING, PENDING, COMPLETED ..."""
-        return self.job(job_id)["JobState"]
-
-    def wait_for_state(self, job_id: str, *states: str, seconds: float = SECONDS) -> str:
-        """Until the job is in one of these states; an end that is none of them is an error."""
-        seen = ""
-
-        def is_there() -> bool:
-            nonlocal seen
-            seen = self.state(job_id)
-            assert seen in states or seen not in ENDED, f"job {job_id} is {seen}, not {states}"
-            return seen in states
-
-        wait_for(is_there, f"job {job_id} to be {'/'.join(states)}", seconds)
-        return seen
-
-    def wait_for_end(self, job_id: str, seconds: float = SECONDS) -> str:
-        """The state in which it ends."""
-        return self.wait_for_state(job_id, *ENDED, seconds=seconds)
-
-    def restarts(self, job_id: str) -> int:
-        """How often the job was requeued."""
-        return int(self.job(job_id)["Restarts"])
-
-    def step_daemons(self, node: str, job_id: str | None = None) -> list[int]:
-        """Process ids of the slurmstepd of one node; each is the father of its tasks."""
-        found = []
-        for pid, words in self._processes():
-            matched = re.match(r"slurmstepd: \[(\d+)", words)
-            if matched and job_id in (None, matched[1]) and _node_of(pid) == node:
-                found.append(pid)
-        return found
-
-    def kill_steps(self, node: str, job_id: str | None = None) -> None:
-        """SIGKILL to the step daemons of a node and all below them: Slurm does not notice."""
-        for pid in self.step_daemons(node, job_id):
-            for each in [pid, *_descendants(pid)]:
-                _kill(each)
-
-    def kill_node(self, node: str) -> None:
-        """As if its power were cut: no slurmd, no step, no task."""
-        daemon = self.daemons.pop(f"slurmd.{node}")
-        daemon.kill()
-        daemon.wait()
-        self.kill_steps(node)
-
-    def start_node(self, node: str) -> None:
-        """Start (again) the slurmd of a node."""
-        self._start(f"slurmd.{node}", "slurmd", "-D", "-N", node)
-
-    def start_controller(self) -> None:
-        """Start slurmctld (again): running jobs go on."""
-        self._start("slurmctld", "slurmctld", "-D")
-        wait_for(self._answers, "slurmctld to answer")
-
-    def stop_controller(self) -> None:
-        """Kill slurmctld; its state is on disk."""
-        self._end("slurmctld", signal.SIGKILL)
-
-    def wait_until_idle(self, num_nodes: int = len(NODES)) -> None:
-        """Until so many nodes can take a job."""
-        wait_for(
-            lambda: (
-                len(self.run("sinfo", "-h", "-p", "main", "-N", "-t", "idle").split("\n")) - 1
-                >= num_nodes
-            ),
-            f"{num_nodes} idle nodes",
-        )
-
-    def start(self) -> None:
-        """Start everything and wait until all nodes are idle."""
-        munge = self.folder
+    def _start_munged(self) -> None:
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        here = f"{self.folder}/munge"
         self._start(
             "munged",
-            "munged",
-            "--foreground",
-            "--force",  # about the access rights of folders above
-            f"--socket={munge}/munge.socket",
-            f"--key-file={munge}/munge.key",
-            f"--pid-file={munge}/munge.pid",
-            f"--seed-file={munge}/munge.seed",
-            "--num-threads=2",
+            [
+                *("munged", "--foreground", "--force", f"--key-file={key}"),
+                *(f"--socket={here}.socket", f"--pid-file={here}.pid"),
+                *(f"--log-file={here}.log", f"--seed-file={here}.seed"),
+            ],
         )
-        wait_for((munge / "munge.socket").exists, "munged's socket")
-        self.start_controller()
-        for node in NODES:
-            self.start_node(node)
-        self.wait_until_idle()
+        self.wait((self.folder / "munge.socket").exists, 10.0, "munged listens")
 
-    def stop(self) -> None:
-        """End all that was started here, jobs too."""
-        for name in [*(n for n in self.daemons if n.startswith("slurmd")), "slurmctld", "munged"]:
-            if name in self.daemons:
-                self._end(name, signal.SIGKILL)
-        deadline = time.monotonic() + SECONDS
-        while (alive := self._processes()) and time.monotonic() < deadline:
-            for pid, _ in alive:
-                _kill(pid)
-            time.sleep(0.05)
+    def start_controller(self) -> None:
+        """Start slurmctld (again)."""
+        self._start("slurmctld", ["slurmctld", "-D", "-f", self.environ["SLURM_CONF"]])
 
-    def logs(self) -> str:
-        """The ends of the daemons' logs, for errors."""
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
-            for path in sorted(self.folder.glob("*.log"))
-        )
+    def start_node(self, node: str) -> None:
+        """Start the slurmd of a node (again)."""
+        self._start(node, ["slurmd", "-N", node, "-D", "-f", self.environ["SLURM_CONF"]])
 
-    def _answers(self) -> bool:
-        assert self.daemons["slurmctld"].poll() is None, self.logs()
-        return self.run("scontrol", "ping", check=False).find(" UP") > 0
-
-    def _start(self, name: str, program: str, *words: str) -> None:
-        path = os.pathsep.join([self.environ["PATH"], "/usr/sbin", "/sbin"])
-        with (self.folder / f"{name}.out.log").open("ab") as output:
-            self.daemons[name] = subprocess.Popen(
-                [shutil.which(program, path=path) or program, *words],
-                env=self.environ,
-                cwd=self.folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self._daemons[name] = subprocess.Popen(
+                command, env=self.environ, stdout=out, stderr=out, start_new_session=True
             )
 
-    def _end(self, name: str, number: signal.Signals) -> None:
-        daemon = self.daemons.pop(name)
-        daemon.send_signal(number)
-        daemon.wait()
+    def kill(self, name: str) -> None:
+        """SIGKILL to slurmctld, or to the slurmd of a node; jobs live on."""
+        self._daemons[name].kill()
+        self._daemons[name].wait()
 
-    def _processes(self) -> list[tuple[int, str]]:
-        """Process ids and command lines of all that has this lab in its environment."""
-        mark = f"SLURM_CONF={self.environ['SLURM_CONF']}".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+    def kill_node(self, node: str, *, with_slurmd: bool = True) -> None:
+        """As if the power failed: all that runs on the node is gone at once, slurmd too."""
+        if with_slurmd:
+            self.kill(node)
+        for pid in self.processes(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def processes(self, node: str | None = None) -> list[int]:
+        """What jobs of this lab have started (on a node), and the stepds that look after it."""
+        mine = f"SLURM_CONF={self.environ['SLURM_CONF']}\0".encode()
+        found: set[int] = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
                 continue
             with suppress(OSError):
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
-                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    if words:  # a zombie has none
-                        found.append((int(folder.name), words.decode(errors="replace")))
-        return found
+                environ = (entry / "environ").read_bytes()
+                if mine not in environ or b"SLURM_JOB_ID=" not in environ:
+                    continue
+                if node is not None and f"SLURMD_NODENAME={node}\0".encode() not in environ:
+                    continue
+                found.add(int(entry.name))
+                found |= _stepds_above(int(entry.name))
+        return sorted(found)
 
+    def run(self, *words: str | Path, check: bool = True, **environ: str) -> str:
+        """A command of Slurm's; returns what it prints."""
+        done = subprocess.run(
+            [str(word) for word in words],
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout + ("" if check else done.stderr)
 
-def wait_for(is_there: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    """Poll until `is_there()`."""
-    deadline = time.monotonic() + seconds
-    while not is_there():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.2)
+    def submit(self, *words: str | Path, **environ: str) -> str:
+        """Sbatch these words; returns the job's id."""
+        return self.run("sbatch", "--parsable", *words, **environ).strip()
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` says, field by field."""
+        text = self.run("scontrol", "-o", "show", "job", job_id, check=False)
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    def wait_for(self, job_id: str, states: Iterable[str], seconds: float) -> dict[str, str]:
+        """The job once it is in one of `states`."""
+        wanted = set(states)
+
+        def is_there() -> bool:
+            return self.job(job_id).get("JobState") in wanted
+
+        self.wait(is_there, seconds, f"job {job_id} is {' or '.join(sorted(wanted))}")
+        return self.job(job_id)
+
+    def wait(self, condition: Callable[[], object], seconds: float, words: str) -> None:
+        """Until `condition`, looked at five times a second."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (
+                f"after {seconds} s not yet: {words}\n{self.state()}"
+            )
+            time.sleep(0.2)
+
+    def state(self) -> str:
+        """For a failed test: jobs, nodes and the last words of the daemons."""
+        texts = [self.run("squeue", "-l", check=False), self.run("sinfo", "-N", "-l", check=False)]
+        logs = sorted(self.folder.glob("*.log"))
+        texts += [f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs]
+        return "\n".join(texts)
+
+    def all_idle(self) -> bool:
+        """Whether every node waits for work."""
+        states = self.run("sinfo", "-h", "-p", "main", "-N", "-o", "%t", check=False).split()
+        return states == ["idle"] * len(self.nodes)
+
+    def close(self) -> None:
+        """End jobs and daemons."""
+        for node in self.nodes:
+            with suppress(Exception):
+                self.kill_node(node)
+        for daemon in self._daemons.values():
+            daemon.kill()
+            daemon.wait()
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
-def slurm_lab(environ: dict[str, str], *, kill_wait: int = 5) -> Iterator[SlurmLab]:
-    """A Slurm that is gone, with all its jobs and files, when the block ends.
-
-    Args:
-        environ: what commands, and so jobs, inherit.
-        kill_wait: seconds between SIGTERM and SIGKILL.
-    """
-    # Not under pytest's folder: the path of a socket may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-    folder.chmod(0o755)
-    lab = SlurmLab(folder=folder, environ={**environ, "SLURM_CONF": str(folder / "slurm.conf")})
+def slurm_lab(folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> Iterator[SlurmLab]:
+    """A lab that is closed at the end; its folder must not exist yet."""
+    lab = SlurmLab(folder, num_nodes, num_gpus)
     try:
-        _write_files(folder, kill_wait)
-        lab.start()
         yield lab
     finally:
-        lab.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        lab.close()
 
 
-def _write_files(folder: Path, kill_wait: int) -> None:
-    host = socket.gethostname().partition(".")[0]
-    ports = _free_ports(1 + len(NODES))
-    nodes = [
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} "
-        f"RealMemory=4000 Gres=gpu:{GPUS} Feature=fast"
-        for node, port in zip(NODES, ports[1:], strict=True)
-    ]
-    for name in ("state", *(f"{kind}.{node}" for node in NODES for kind in ("spool", "tmp"))):
-        (folder / name).mkdir()
-    for gpu in range(GPUS):  # /dev/null under another name
-        os.mknod(folder / f"gpu{gpu}", 0o666 | 0o020000, os.makedev(1, 3))
-    key = folder / "munge.key"
-    key.touch(mode=0o600)
-    key.write_bytes(os.urandom(128))
-    conf = CONF.format(
-        folder=folder,
-        host=host,
-        user=Path("/proc/self").owner(),
-        controller_port=ports[0],
-        nodes="\n".join(nodes),
-        kill_wait=kill_wait,
-    )
-    (folder / "slurm.conf").write_text(conf)
-    gpus = f"NodeName=n[1-4] Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n"
-    (folder / "gres.conf").write_text(gpus)
-
-
-def _free_ports(number: int) -> Sequence[int]:
-    probes = [socket.socket() for _ in range(number)]
+def free_ports(count: int) -> list[int]:
+    """TCP ports that nobody used a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
     try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]
     finally:
-        for probe in probes:
-            probe.close()
+        for one in sockets:
+            one.close()
 
 
-def _node_of(pid: int) -> str | None:
-    """The virtual node of a step daemon: its own environment, else that of a task below it."""
-    for each in [pid, *_descendants(pid)]:
-        with suppress(OSError):
-            for word in (Path("/proc") / str(each) / "environ").read_bytes().split(b"\0"):
-                if word.startswith(b"SLURMD_NODENAME="):
-                    return word.partition(b"=")[2].decode()
-    return None
-
-
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with suppress(OSError):
-                stat = (folder / "stat").read_text().rpartition(")")[2].split()
-                children.setdefault(int(stat[1]), []).append(int(folder.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
+def _stepds_above(pid: int) -> set[int]:
+    """The slurmstepds among the ancestors of a process."""
+    found = set()
+    while pid > 1:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        if "slurmstepd" in fields[0]:
+            found.add(pid)
+        pid = int(fields[2].split()[1])
     return found
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)

@@ -142,7 +142,7 @@ def ended(tmp_path: Path, slurm: Slurm, ending: Ending = STOPPED, **more: Any) -
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "jobs.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "requeue.jsonl").read_text().splitlines()]
 
 
 def test_it_requeues_and_writes_it_down(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def test_a_line_holds_the_seconds_of_each_part_at_a_boundary(tmp_path: Path) -> 
     clock.now += 1
     book.boundary(42, must_write=True)
     clock.now += 4
-    book.end(42, "hang")
+    assert book.since_boundary == 4
+    book.add("hang", book.since_boundary)
+    book.end(42)
     assert [short(record) for record in read_json_lines(path)] == [
         (1010.0, 40, {"start_up": 10.0}),
         (1015.0, 42, {"start_up": 10.0, "step": 2.5, "save": 1.0}),
