@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from dataclasses import replace
 
 from electra_dist.errors import UserError
 
@@ -15,12 +16,14 @@ def submit_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
     from electra_dist.config import files
     from electra_dist.config.cluster import find_cluster, read_cluster
     from electra_dist.launch.slurm import Job, batch_script, submit
+    from electra_dist.resilience.resume import resumed_config
 
     config = files.load(args.config, overrides, recipe=args.recipe)
+    for name, value in (("--nodes", args.nodes), ("--chain", args.chain)):
+        if value < 1:
+            raise UserError(f"{name} {value} must be at least 1")
     cluster = read_cluster(find_cluster(args.cluster))
     if args.gpus_per_node is not None:
-        from dataclasses import replace
-
         cluster = replace(cluster, gpus_per_node=args.gpus_per_node)
     num_ranks = args.nodes * cluster.num_tasks_per_node
     if num_ranks > config.batch.num_micro_batches:
@@ -32,6 +35,7 @@ def submit_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
     given = [str(args.config.absolute())] if args.config else []
     given += ["--recipe", args.recipe] if args.recipe else []
     run = args.out.absolute()
+    resumed_config(config, run)  # refused here and now if it can't go on with RUN
     job = Job(
         run=run,
         words=(*given, *overrides),
@@ -39,6 +43,7 @@ def submit_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
         python=sys.executable,
         time=args.time,
         no_kill=config.resilience.min_world_size is not None,
+        is_chained=args.chain > 1,
     )
     text = batch_script(job, cluster)
     if args.dry_run:
