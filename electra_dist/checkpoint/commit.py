@@ -224,12 +224,21 @@ class Committer:
         """Remove the oldest beyond `keep_last`: the newest has been read back and committed now."""
         try:
             for info in list_checkpoints(self.attempt.run_folder)[: -self.keep_last]:
-                # Renamed first: a half-removed folder must not look like a checkpoint.
-                doomed = info.folder.with_name(f"{info.folder.name}.tmp-{self.attempt.number}")
-                os.rename(info.folder, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                retire(info.folder, self.attempt.number)
         except OSError as error:
             log.error("an old checkpoint could not be removed: %s", error)
+
+
+def retire(folder: Path, attempt_number: int) -> None:
+    """Remove a checkpoint; what a kill in the middle leaves is removed at the run's next start.
+
+    Raises:
+        OSError: it could not be renamed; it is as it was.
+    """
+    # Renamed first: a half-removed folder must not look like a checkpoint.
+    doomed = folder.with_name(f"{folder.name}.tmp-{attempt_number}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def words(error: Exception) -> str:

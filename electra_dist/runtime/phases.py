@@ -47,6 +47,8 @@ class Current(NamedTuple):
     """The step that is being made, from 1; 0 before the first."""
     since: float
     """By the clock: when it was entered, or returned to."""
+    number: int
+    """Of changes of phase in this step: where ranks do the same, the lowest is behind."""
 
 
 class Phases:
@@ -66,28 +68,31 @@ class Phases:
         """Of each phase since the start, without the phases inside."""
         self.durations = {phase: deque[float](maxlen=NUM_MEASURED) for phase in PHASES}
         """Of each phase from entering it to leaving it, the newest ones."""
-        self.current = Current("loop", 0, clock())
+        self.current = Current("loop", 0, clock(), 0)
 
     def begin_step(self, step: int) -> None:
         """From now on `step` is made, counted from 1."""
-        self._change(self.current.phase, step)
+        self._change(self.current.phase, step, 0)
 
     @contextmanager
     def enter(self, phase: str) -> Iterator[None]:
         """The block is a phase, inside whatever phase it is entered from."""
         outer = self.current.phase
-        entered = self._change(phase, self.current.step)
+        entered = self._move_to(phase)
         try:
             for react in self.on_enter:
                 react(self.current)
             yield
         finally:
-            self.durations[phase].append(self._change(outer, self.current.step) - entered)
+            self.durations[phase].append(self._move_to(outer) - entered)
 
-    def _change(self, phase: str, step: int) -> float:
+    def _move_to(self, phase: str) -> float:
+        return self._change(phase, self.current.step, self.current.number + 1)
+
+    def _change(self, phase: str, step: int, number: int) -> float:
         now = self.clock()
         self.own_seconds[self.current.phase] += now - self.current.since
-        self.current = Current(phase, step, now)
+        self.current = Current(phase, step, now, number)
         for listen in self.listeners:
             listen(self.current)
         return now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,21 +26,22 @@ from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
 from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
+from electra_dist.resilience.stragglers import Stragglers
 from electra_dist.runtime.attempt import Attempt, Events
+from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import read_json_lines, write_bytes_atomic, write_json_atomic
+from electra_dist.runtime.files import read_json_lines
 from electra_dist.runtime.metrics import MetricsWriter
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
 from electra_dist.train.clock import RunClock
-from electra_dist.train.environment import environment
+from electra_dist.train.environment import engine_words
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
 from electra_dist.train.ledger import Ledger
-from electra_dist.train.replicas import look_for_case
-from electra_dist.train.restore import go_on_from, restore
+from electra_dist.train.restore import start_or_resume
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
@@ -58,12 +60,16 @@ class Run:
     events: Events
     stop_signals: StopSignals
     corpus_fingerprint: str
+    tokenizer_sha256: str
     frozen: Mapping[str, Array] | None
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
     clock: RunClock
     phases: Phases
     faults: Faults
+    seats: list[Seat]
+    """Of each rank, by rank."""
+    stragglers: Stragglers
     metrics: MetricsWriter | None
     """Rank 0 only."""
     ledger: Ledger | None
@@ -100,6 +106,7 @@ class Run:
             state = self.state.to_json(
                 config_fingerprint=files.fingerprint(self.config),
                 corpus_fingerprint=self.corpus_fingerprint,
+                tokenizer_sha256=self.tokenizer_sha256,
             )
             self.store.save(self.engine, self.state.step, state)
 
@@ -175,9 +182,9 @@ def assemble(joined: Joined) -> Run:
     """
     config, corpora, attempt = joined.config, joined.corpora, joined.attempt
     world, control = joined.groups.world, joined.groups.control
-    local_ranks = None
-    if config.data.num_lanes > 1:
-        local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
+    mine = [world.local_rank, socket.gethostname()]
+    seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
+    local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
     phases = Phases()
     engine = make_engine(config, world, joined.groups.device, phases)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
@@ -200,17 +207,20 @@ def assemble(joined: Joined) -> Run:
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
         corpus_fingerprint=corpora.fingerprint,
+        tokenizer_sha256=corpora.first.manifest["tokenizer"]["sha256"],
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
         replicas=Replicas(engine, control, engine_words(config)),
         clock=make_clock(joined, engine.parameter_shapes),
         phases=phases,
         faults=faults,
+        seats=seats,
+        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _start(run)
+    start_or_resume(run, joined.source)
     if joined.faults:
         run.report("fault", cause=variables.FAULTS, faults=[f.words for f in joined.faults])
         phases.on_enter.append(faults.entered)
@@ -247,48 +257,6 @@ def make_engine(
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(model, config, world, device, phases=phases)
-
-
-def _start(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
-    started = time.monotonic()
-    run.store.remove_leftovers()
-    saved = restore(run)
-    declared = run.control.broadcast_json(
-        run.ledger.declared() if run.ledger is not None else None, name="what roll-backs left out"
-    )
-    go_on_from(run, run.state.with_declared(declared))
-    look_for_case(run)
-    if run.world.is_leader:
-        folder = run.attempt.run_folder
-        write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
-        write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
-        log.info(
-            "%s %s at step %d of %d on %d rank(s), %s",
-            "resuming" if saved else "starting",
-            run.attempt.run_folder,
-            run.state.step,
-            run.config.schedule.last_step,
-            run.world.world_size,
-            engine_words(run.config),
-        )
-        run.events.append(
-            "resume" if saved else "start",
-            step=run.state.step,
-            world_size=run.world.world_size,
-            engine=engine_words(run.config),
-            seconds=round(time.monotonic() - started, 3),
-        )
-
-
-def engine_words(config: RunConfig) -> str:
-    """`DeepSpeed ZeRO-2 fp32`, or `reference fp32`."""
-    name = (
-        f"DeepSpeed ZeRO-{config.engine.zero_stage}"
-        if config.engine.kind == "deepspeed"
-        else "reference"
-    )
-    return f"{name} {config.engine.precision}"
 
 
 def _metrics_writer(config: RunConfig, attempt: Attempt) -> MetricsWriter:

@@ -64,6 +64,7 @@ def train(run: Run) -> ExitReason:
                 run.save()
             if decision.stop:
                 return decision.stop if run.store.wait() else ExitReason.FAILED
+        run.stragglers.compare(run.state.step, run.report)
         run.clock.book.boundary(run.state.step, must_write=decision.save)
 
 

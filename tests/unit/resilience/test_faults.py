@@ -79,7 +79,7 @@ def fired(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 
 def enter(mine: Faults, *places: tuple[str, int]) -> None:
     for phase, step in places:
-        mine.entered(Current(phase, step, 0.0))
+        mine.entered(Current(phase, step, 0.0, 1))
 
 
 def test_a_fault_fires_once_in_its_phase_and_on_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         state=RunState(),
         fetch=list,
         phases=Phases(),
+        stragglers=SimpleNamespace(compare=lambda *_: None),
         engine=SimpleNamespace(step=step),
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
@@ -59,6 +60,7 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         ledger_step=lambda *_: None,
         record=lambda *_: None,
         frozen=None,
+        report=lambda *_, **__: None,
         save=lambda: None,
     )
 

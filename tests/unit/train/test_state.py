@@ -19,7 +19,9 @@ def test_the_state_survives_json(
 
 
 def test_state_json_holds_what_a_resume_checks() -> None:
-    values = RunState(step=3, position=96).to_json(config_fingerprint="c", corpus_fingerprint="d")
+    values = RunState(step=3, position=96).to_json(
+        config_fingerprint="c", corpus_fingerprint="d", tokenizer_sha256="e"
+    )
     assert values == {
         "format_version": 1,
         "step": 3,
@@ -30,6 +32,7 @@ def test_state_json_holds_what_a_resume_checks() -> None:
         "loss_scale": None,
         "config_fingerprint": "c",
         "corpus_fingerprint": "d",
+        "tokenizer_sha256": "e",
     }
 
 
