@@ -56,6 +56,18 @@ def add_run(parent: Any) -> None:
         help="save and leave (exit code 75) before that: seconds, H:MM:SS or D-HH:MM:SS; "
         "in a Slurm job its own limit is known",
     )
+    pretrain.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN|CKPT|HF_DIR",
+        help="a new run begins with these weights, at step 0",
+    )
+    pretrain.add_argument(
+        "--keep-moments", action="store_true", help="--init-from: and with Adam's moments"
+    )
+    pretrain.add_argument(
+        "--resume-from", type=Path, metavar="CKPT", help="a new run goes on where this one was"
+    )
     trace = command(parent, "trace", corpus.trace)
     trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
     trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")

@@ -45,6 +45,18 @@ RESUMABLE_FIELDS = (
 )
 
 
+# What a fork (--resume-from) may change beyond that: the rows, their order and the shapes stay.
+FORKABLE_FIELDS = (
+    "optim",
+    "schedule",
+    "objective.gen_weight",
+    "objective.disc_weight",
+    "objective.temperature",
+    "model.hidden_dropout",
+    "model.attention_dropout",
+)
+
+
 def load(
     path: str | Path | None, overrides: Sequence[str] = (), *, recipe: str | None = None
 ) -> RunConfig:
@@ -139,6 +151,15 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
 def forbidden_differences(old: RunConfig, new: RunConfig) -> list[str]:
     """The differences that a resume must refuse."""
     return [words for words in differences(old, new) if not _is_resumable(words.split(":")[0])]
+
+
+def unforkable_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The differences that a fork must refuse."""
+    return [
+        words
+        for words in forbidden_differences(old, new)
+        if not {(name := words.split(":")[0]), name.split(".")[0]} & {*FORKABLE_FIELDS}
+    ]
 
 
 def _is_resumable(name: str) -> bool:

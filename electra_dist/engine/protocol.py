@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
@@ -63,6 +63,11 @@ class Engine(Protocol):
     device: torch.device
     parameter_shapes: dict[str, tuple[int, ...]]
 
+    @property
+    def module(self) -> nn.Module:
+        """The joint module with the weights that the engine computes with."""
+        ...
+
     def step(
         self,
         micro_batches: Sequence[MicroBatch],
@@ -86,6 +91,10 @@ class Engine(Protocol):
 
     def owned_fragments(self) -> Iterator[Fragment]:
         """What this rank saves: the ranks' parts cover every element once."""
+        ...
+
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank holds, by name, and must hold bit for bit alike between two steps."""
         ...
 
     def state_restored(self) -> None:
@@ -123,6 +132,14 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
         block_ids_BL=None if blocks is None else torch.from_numpy(blocks),
         position_ids_BL=None if positions is None else torch.from_numpy(positions),
     ).to(device)
+
+
+def disturbed(losses: Losses, micro_batch: MicroBatch) -> Losses:
+    """The losses of a training pass, unless a fault on purpose makes others of them."""
+    if micro_batch.disturb is None:
+        return losses
+    wrong: Losses = micro_batch.disturb(losses)
+    return wrong
 
 
 class Question:

@@ -100,6 +100,17 @@ class Control:
         result: list[float] = total.tolist()
         return result
 
+    def all_gather_floats(
+        self, values: Sequence[float], name: str = "all_gather_floats"
+    ) -> list[list[float]]:
+        """Each rank's `values`, as many on all, in float64 and by rank: one message."""
+        if self.group is None:
+            return [[float(value) for value in values]]
+        mine = torch.tensor(values, dtype=torch.float64)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self._run(name, lambda: dist.all_gather(parts, mine, group=self.group, async_op=True))
+        return [part.tolist() for part in parts]
+
     def all_gather_objects(self, value: Any, name: str = "all_gather_objects") -> list[Any]:
         """Each rank's `value` (anything JSON can say), by rank, on every rank."""
         data = json.dumps(value).encode()
