@@ -103,7 +103,7 @@ class ResilienceConfig:
     hang_factor: float = 10.0
     """And for so many times the 99th percentile of the run's own durations of that phase."""
     hang_start_up_seconds: float = 1800.0
-    """How long a phase may last that was measured fewer than five times: it compiles, reads first."""
+    """How long a phase may last that was measured fewer than five times: it compiles then."""
     straggler_every: int | None = 50
     """Steps between two comparisons of the ranks' own times, collectives left out. None: never."""
     straggler_ratio: float = 1.3

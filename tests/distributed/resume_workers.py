@@ -55,11 +55,8 @@ def live(
     folder: Path,
     stop_at: int | None,
     prepare: Callable[[Run], object] = lambda _: None,
-<<<<<<< HEAD
     beginning: Beginning | None = None,
-=======
     faults: tuple[Fault, ...] = (),
->>>>>>> health
 ) -> str:
     """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
     signals = StopSignals()
@@ -77,11 +74,8 @@ def live(
         stop_signals=signals,
         launched=time.time(),
         end=None,
-<<<<<<< HEAD
         source=open_source(beginning, config, corpora) if beginning else None,
-=======
         faults=faults,
->>>>>>> health
     )
     run = assemble(joined)
     prepare(run)
