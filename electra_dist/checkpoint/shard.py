@@ -196,18 +196,26 @@ class ShardReader:
         done = 0
         while done < len(target):
             block, offset = divmod(first_byte + done, BLOCK_BYTES)
-            part = self._block(block)[offset : offset + len(target) - done]
+            part = memoryview(self._block(block))[offset : offset + len(target) - done]
             target[done : done + len(part)] = part
             done += len(part)
 
+    def check(self, first_byte: int, num_bytes: int) -> None:
+        """Check the blocks that cover these bytes.
+
+        Raises:
+            CorruptCheckpoint: one of them is not what was written.
+        """
+        for block in range(first_byte // BLOCK_BYTES, -(-(first_byte + num_bytes) // BLOCK_BYTES)):
+            self._block(block)
+
     def verify(self) -> None:
-        """Check every block.
+        """Check every byte.
 
         Raises:
             CorruptCheckpoint: one is not what was written.
         """
-        for block in range(len(self._record.block_hashes)):
-            self._block(block)
+        self.check(0, self._record.bytes)
 
     def _block(self, block: int) -> bytes:
         if block != self._cached_block:

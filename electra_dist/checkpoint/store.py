@@ -11,9 +11,8 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import torch
 
 from electra_dist.checkpoint.async_writer import MAX_IN_FLIGHT, BackgroundWriter, HostBuffers
 from electra_dist.checkpoint.commit import Committer, Save, free_name
@@ -27,11 +26,13 @@ from electra_dist.checkpoint.layout import (
 )
 from electra_dist.checkpoint.parity import repair
 from electra_dist.checkpoint.reshard import CheckpointReader
+from electra_dist.checkpoint.restore import check, fill, require_same_model
 from electra_dist.checkpoint.shard import Piece
 from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.phases import Phases
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class CheckpointStore:
         commit_timeout_seconds: how long rank 0 waits for the other ranks' files.
         asynchronous: go on training while a save is written; else a save returns when it is done.
         parity: write a file with each checkpoint from which one lost shard can be rebuilt.
+        phases: the clock of this rank's main thread.
+        before_write: see `Committer`.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class CheckpointStore:
         commit_timeout_seconds: float,
         asynchronous: bool = True,
         parity: bool = False,
+        phases: Phases | None = None,
+        before_write: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.run_folder = attempt.run_folder
         self._folder = checkpoints_folder(attempt.run_folder)
@@ -83,7 +88,9 @@ class CheckpointStore:
             keep_last=keep_last,
             commit_timeout_seconds=commit_timeout_seconds,
             parity=parity,
+            before_write=before_write,
         )
+        self._phases = phases or Phases()
         self._writer = BackgroundWriter(self._committer.carry_out)
         self._buffers: HostBuffers | None = None
         self._num_begun = 0
@@ -157,15 +164,16 @@ class CheckpointStore:
             Superseded: a later attempt owns the run folder.
         """
         while True:
-            self._writer.wait_idle(_WAIT_SECONDS)
-            in_flight, failed, superseded = self._control.all_reduce_sum(
-                [
-                    float(self._writer.num_in_flight),
-                    float(self._writer.last_failed),
-                    float(self._writer.superseded),
-                ],
-                name="wait for the commit of a checkpoint",
-            )
+            with self._phases.enter("commit"):
+                self._writer.wait_idle(_WAIT_SECONDS)
+                in_flight, failed, superseded = self._control.all_reduce_sum(
+                    [
+                        float(self._writer.num_in_flight),
+                        float(self._writer.last_failed),
+                        float(self._writer.superseded),
+                    ],
+                    name="wait for the commit of a checkpoint",
+                )
             if superseded:
                 raise self._attempt.superseded()
             if not in_flight:
@@ -180,36 +188,64 @@ class CheckpointStore:
         self._writer.close()
 
     def restore(
-        self, engine: Engine, parameter_shapes: dict[str, tuple[int, ...]]
+        self,
+        engine: Engine,
+        parameter_shapes: dict[str, tuple[int, ...]],
+        *,
+        max_step: int | None = None,
     ) -> dict[str, Any] | None:
         """Fill the engine from the newest checkpoint that verifies on every rank.
 
-        Collective. Returns its state.json, or None if the run has no checkpoint at all. Newer ones
+        Collective. Returns its state.json, or None if there is no checkpoint at all. Newer ones
         that do not verify are named in events.jsonl and kept aside as `step_N.bad`.
+
+        Args:
+            engine: untouched until every rank has verified what it is going to read.
+            parameter_shapes: of the model that is to be filled.
+            max_step: roll back: take none of a later step, and rename those `step_N.abandoned`.
 
         Raises:
             UserError: there are checkpoints but none verifies, or the newest good one is of another
                 model.
+            Superseded: a later attempt owns the run folder, and something is to be renamed.
         """
         bad: list[tuple[CheckpointInfo, str]] = []
-        for info in self._candidates():
-            values, state, problems = self._read_on_all(info, engine, parameter_shapes)
+        newer, candidates = self._candidates(max_step)
+        if newer and not candidates:
+            raise UserError(
+                f"{self._folder} has no checkpoint of step {max_step} or before; the oldest is "
+                f"{newer[-1].folder.name}: roll back to that step or a later one"
+            )
+        for info in candidates:
+            reader, problems = self._check_on_all(info, engine, parameter_shapes)
             if problems and self._repair(info, problems[0]):
-                values, state, problems = self._read_on_all(info, engine, parameter_shapes)
+                reader, problems = self._check_on_all(info, engine, parameter_shapes)
+            if not problems:
+                # Before the engine goes on from the older state: a crash from here on must not
+                # find the newer ones the newest again.
+                self._set_aside(bad, newer)
+                bad, newer = [], []
+                problems = self._fill_on_all(reader, engine)
             if problems:
                 bad.append((info, problems[0]))
                 continue
-            self._set_aside(bad)
-            for fragment, read in zip(engine.local_fragments(), values, strict=True):
-                fragment.values.copy_(read)
             engine.state_restored()
-            return state
+            assert reader is not None
+            return reader.state
         if bad:
             raise UserError(
                 f"{self._folder}: no checkpoint verifies ({bad[0][1]}); "
                 "repair the files, or start anew with another --out folder"
             )
         return None
+
+    def step_before(self, step: int) -> int | None:
+        """The newest checkpoint older than `step`, for a roll-back further back. Collective."""
+        older = [info.step for info in list_checkpoints(self.run_folder) if info.step < step]
+        found: int | None = self._control.broadcast_json(
+            older[-1] if older else None, name="an older checkpoint"
+        )
+        return found
 
     def remove_leftovers(self) -> None:
         """Remove what crashed saves of earlier attempts left behind (rank 0)."""
@@ -223,20 +259,44 @@ class CheckpointStore:
         complete = list_checkpoints(self.run_folder)
         return complete[-1].folder.name if complete else None
 
-    def _candidates(self) -> list[CheckpointInfo]:
-        """Rank 0's list of complete checkpoints, newest first, on every rank."""
+    def _candidates(
+        self, max_step: int | None
+    ) -> tuple[list[CheckpointInfo], list[CheckpointInfo]]:
+        """Rank 0's list of complete checkpoints, newest first, on every rank; too new, and good."""
         names = [info.folder.name for info in reversed(list_checkpoints(self.run_folder))]
         names = self._control.broadcast_json(names, name="list of checkpoints")
-        folders = [self._folder / name for name in names]
-        return [CheckpointInfo(step=step_of(folder), folder=folder) for folder in folders]
+        infos = [
+            CheckpointInfo(step=step_of(f), folder=f) for f in map(self._folder.joinpath, names)
+        ]
+        num_newer = sum(max_step is not None and info.step > max_step for info in infos)
+        return infos[:num_newer], infos[num_newer:]
 
-    def _read_on_all(
+    def _check_on_all(
         self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
-    ) -> tuple[list[torch.Tensor], dict[str, Any], list[str]]:
-        """`_read`, and what is wrong on any rank."""
-        values, state, problem = self._read(info, engine, shapes)
-        problems = self._control.all_gather_objects(problem, name="reading a checkpoint")
-        return values, state, [problem for problem in problems if problem]
+    ) -> tuple[CheckpointReader | None, list[str]]:
+        """A reader whose ranges this rank has checked, and what is wrong on any rank."""
+        reader, problem = None, None
+        try:
+            with CheckpointReader(info.folder) as reader:
+                require_same_model(reader, shapes)
+                check(reader, engine.local_fragments())
+        except CorruptCheckpoint as error:
+            problem = str(error)
+        return reader, self._problems(problem)
+
+    def _fill_on_all(self, reader: CheckpointReader | None, engine: Engine) -> list[str]:
+        """What is wrong on any rank: a block that was good a moment ago, so next to never."""
+        problem = None
+        try:
+            assert reader is not None
+            fill(reader, engine.local_fragments())
+        except CorruptCheckpoint as error:
+            problem = str(error)
+        return self._problems(problem)
+
+    def _problems(self, own: str | None) -> list[str]:
+        problems = self._control.all_gather_objects(own, name="reading a checkpoint")
+        return [problem for problem in problems if problem]
 
     def _repair(self, info: CheckpointInfo, problem: str) -> bool:
         """Rank 0 rebuilds what is damaged where there is a parity file; the same on every rank."""
@@ -254,39 +314,20 @@ class CheckpointStore:
                 )
         return bool(self._control.broadcast_json(rebuilt, name="repair of a checkpoint"))
 
-    def _read(
-        self, info: CheckpointInfo, engine: Engine, shapes: dict[str, tuple[int, ...]]
-    ) -> tuple[list[torch.Tensor], dict[str, Any], str | None]:
-        """This rank's ranges in host memory, checked; or what is wrong with them.
-
-        The engine is not touched.
-        """
-        try:
-            with CheckpointReader(info.folder) as reader:
-                saved = {name: tuple(shape) for name, shape in reader.manifest.parameters.items()}
-                if saved != shapes:
-                    differing = sorted(
-                        n for n in {*saved, *shapes} if saved.get(n) != shapes.get(n)
-                    )
-                    raise UserError(
-                        f"{info.folder} holds another model: {differing[0]} has shape "
-                        f"{saved.get(differing[0])} there and {shapes.get(differing[0])} here"
-                    )
-                values = [
-                    torch.from_numpy(
-                        reader.read_range(f.parameter, f.kind, f.start, f.start + len(f.values))
-                    )
-                    for f in engine.local_fragments()
-                ]
-                return values, reader.state, None
-        except CorruptCheckpoint as error:
-            return [], {}, str(error)
-
-    def _set_aside(self, bad: list[tuple[CheckpointInfo, str]]) -> None:
-        if self._control.rank == 0:
-            for info, problem in bad:
-                log.error(
-                    "checkpoint %s does not verify and is set aside: %s", info.folder.name, problem
-                )
-                os.rename(info.folder, free_name(info.folder, "bad"))
-                self._committer.record("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
+    def _set_aside(
+        self, bad: list[tuple[CheckpointInfo, str]], newer: list[CheckpointInfo]
+    ) -> None:
+        """Rename those that do not verify, and those that a roll-back supersedes (rank 0)."""
+        if self._control.rank != 0 or not (bad or newer):
+            return
+        self._attempt.check_current()
+        for info, problem in bad:
+            log.error(
+                "checkpoint %s does not verify and is set aside: %s", info.folder.name, problem
+            )
+            os.rename(info.folder, free_name(info.folder, "bad"))
+            self._committer.record("bad_checkpoint", checkpoint=info.folder.name, cause=problem)
+        for info in newer:  # newest first: at no time is a gap in what is left
+            log.warning("checkpoint %s is abandoned by a roll-back", info.folder.name)
+            os.rename(info.folder, free_name(info.folder, "abandoned"))
+            self._committer.record("abandoned", checkpoint=info.folder.name)

@@ -13,9 +13,16 @@ from electra_dist.cli.corpus import add_corpus, add_vocab
 from electra_dist.cli.downstream import add_downstream
 from electra_dist.cli.parser import Handler, Parser
 from electra_dist.cli.run import add_run
+from electra_dist.cli.submit import add_submit
 from electra_dist.errors import UserError
 
-WITH_OVERRIDES = (["pretrain"], ["trace"], ["config", "show"], ["corpus", "audit"])
+WITH_OVERRIDES = (
+    ["pretrain"],
+    ["trace"],
+    ["config", "show"],
+    ["corpus", "audit"],
+    ["submit", "slurm"],
+)
 """Commands that take any knob of the config as `--section.field value`."""
 
 UNUSABLE_PLACE = {
@@ -120,6 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_corpus(parent)
     add_vocab(parent)
     add_run(parent)
+    add_submit(parent)
     add_checkpoint(parent)
     add_downstream(parent)
     return parser

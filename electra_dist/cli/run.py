@@ -1,4 +1,4 @@
-"""The words of `pretrain`, `trace`, `stop`, `status`, `config` and `doctor`."""
+"""The words of `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sections: model objective data batch optim schedule engine checkpoint resilience
 
 
 def add_run(parent: Any) -> None:
-    """Declare `pretrain`, `trace`, `stop`, `status`, `config` and `doctor`."""
+    """Declare `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
     pretrain = command(
         parent,
         "pretrain",
@@ -56,6 +56,18 @@ def add_run(parent: Any) -> None:
         help="save and leave (exit code 75) before that: seconds, H:MM:SS or D-HH:MM:SS; "
         "in a Slurm job its own limit is known",
     )
+    pretrain.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN|CKPT|HF_DIR",
+        help="a new run begins with these weights, at step 0",
+    )
+    pretrain.add_argument(
+        "--keep-moments", action="store_true", help="--init-from: and with Adam's moments"
+    )
+    pretrain.add_argument(
+        "--resume-from", type=Path, metavar="CKPT", help="a new run goes on where this one was"
+    )
     trace = command(parent, "trace", corpus.trace)
     trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
     trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")
@@ -72,6 +84,8 @@ def add_run(parent: Any) -> None:
     status = command(parent, "status", run.status)
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="one JSON document")
+    report = command(parent, "report", run.report)
+    report.add_argument("run", type=Path, metavar="RUN")
     config = group(parent, "config", "look at configs")
     show = command(config, "show", run.config_show)
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,10 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
     path = args.config
     if path is None and args.recipe is None and (args.out / "config.json").is_file():
         path = args.out / "config.json"  # a resume needs no other words than --out
+    elif path is None and args.recipe is None:
+        path = _config_of_source(args)
     config = files.load(path, overrides, recipe=args.recipe)
+    beginning_words = _beginning_words(args)
     if args.time_limit is not None:
         from electra_dist.runtime.job_end import parse_time_limit
 
@@ -38,14 +42,19 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
                 f"--max-restarts {args.max_restarts} needs ranks that electra-dist starts itself: "
                 "give --nproc N, or --launcher srun"
             )
+        from electra_dist.train.beginning import Beginning
         from electra_dist.train.main import pretrain
 
-        return pretrain(config, args.out)
-    return _supervised(args, config, path, overrides)
+        source = args.resume_from or args.init_from
+        beginning = Beginning(
+            source=source, is_fork=args.resume_from is not None, keep_moments=args.keep_moments
+        )
+        return pretrain(config, args.out, beginning if source else None)
+    return _supervised(args, config, path, [*beginning_words, *overrides])
 
 
 def _supervised(
-    args: argparse.Namespace, config: RunConfig, path: Path | None, overrides: list[str]
+    args: argparse.Namespace, config: RunConfig, path: Path | None, more_words: list[str]
 ) -> int:
     """Start the ranks of a run, and again after a crash."""
     from electra_dist.launch.restarts import Limits
@@ -64,11 +73,14 @@ def _supervised(
     environ = without_launcher_variables(os.environ)
     launcher: Launcher
     if args.launcher == "srun":
-        slurm = {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+        # A site's own word for the network comes from the batch script and is no rank's.
+        kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
+        slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
         launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
-    rank = [sys.executable, "-m", "electra_dist", "pretrain"]
+    program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))
+    rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
     out = ["--out", str(args.out)]
@@ -76,7 +88,7 @@ def _supervised(
         launcher,
         args.out,
         limits,
-        [*rank, *given, *out, *overrides],
+        [*rank, *given, *out, *more_words],
         resume_command=[*rank, str(args.out / "config.json"), *out],
     )
 
@@ -94,6 +106,37 @@ def _check_launch(args: argparse.Namespace) -> None:
         )
     elif args.launcher == "local" and args.nproc is None:
         raise UserError("--launcher local needs --nproc N, the number of ranks")
+
+
+def _beginning_words(args: argparse.Namespace) -> list[str]:
+    """--init-from and the like, for the ranks: each is started with the same words."""
+    if args.init_from is not None and args.resume_from is not None:
+        raise UserError(
+            "--init-from begins anew and --resume-from goes on: give one of them, not both"
+        )
+    if args.keep_moments and args.init_from is None:
+        raise UserError("--keep-moments goes with --init-from RUN|CKPT; leave it out")
+    words = [] if args.init_from is None else ["--init-from", str(args.init_from)]
+    words += ["--keep-moments"] if args.keep_moments else []
+    return words + ([] if args.resume_from is None else ["--resume-from", str(args.resume_from)])
+
+
+def _config_of_source(args: argparse.Namespace) -> Path | None:
+    """The config of the run that a new one begins from, where neither CONFIG nor --recipe is given.
+
+    A Hugging Face folder, an average and an import have none.
+    """
+    from electra_dist.checkpoint.layout import resolve, run_folder_of
+
+    source = args.resume_from or args.init_from
+    if source is None or not (source.exists() and (args.resume_from or _is_ours(source))):
+        return None
+    run = run_folder_of(resolve(source).folder)
+    return run / "config.json" if run else None
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir() or (folder / "manifest.json").is_file()
 
 
 def stop(args: argparse.Namespace, _: list[str]) -> int:
@@ -122,6 +165,14 @@ def status(args: argparse.Namespace, _: list[str]) -> int:
 
     status = run_status(args.run)
     print(json.dumps(as_json(status), indent=2) if args.json else render(status))
+    return 0
+
+
+def report(args: argparse.Namespace, _: list[str]) -> int:
+    """Write RUN/report.html: curves, where the time went, attempts, events."""
+    from electra_dist.launch.report import write_report
+
+    print(write_report(args.run))
     return 0
 
 

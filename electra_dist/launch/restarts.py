@@ -76,7 +76,7 @@ def next_action(history: Sequence[Ended], limits: Limits, usable_ranks: int) -> 
         return Stop(exit_code=STOPPED, why=last.reason)
     if last.exit_code == USER_MISTAKE:
         return Stop(exit_code=USER_MISTAKE, why="a restart would meet the same mistake")
-    how = "failed" if last.reason == "failed" else "crashed"
+    how = {"failed": "failed", "hang": "hung"}.get(last.reason or "", "crashed")
     if last.stop_asked is not None:
         why = f"{how} after {last.stop_asked} had asked it to stop"
         return Stop(exit_code=FAILED, why=why)

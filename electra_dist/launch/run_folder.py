@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from electra_dist.errors import UserError
+from electra_dist.launch.goodput import WORDS, read_attempts, split
+from electra_dist.launch.heartbeats import RankBeat, heartbeats, in_words
 from electra_dist.launch.records import (
     TAIL_BYTES,
     attempt_folders,
@@ -63,8 +65,12 @@ class RunStatus:
     checkpoints: list[str]
     """Names of the complete checkpoints, oldest first."""
     attempts: list[AttemptStatus]
+    heartbeats: list[RankBeat]
+    """Where each rank of the newest attempt was at its node's last sign of life."""
     events: list[dict[str, Any]]
     """The newest few."""
+    goodput: dict[str, Any] | None
+    """Where the wall time of all attempts went; None for runs of versions that did not keep it."""
 
     @property
     def is_running(self) -> bool:
@@ -97,10 +103,12 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
     timing = section(newest, "timing")
     checkpoints = complete_checkpoints(run)
     attempts = _attempts(run)
-    silent_seconds = _silent_seconds(run, time.time() if now is None else now)
+    now = time.time() if now is None else now
+    silent_seconds = _silent_seconds(run, now)
     state = _state(attempts, silent_seconds, _usual_interval(lines))
     if _waits_for_restart(run, attempts, silent_seconds):
         state = "restarting"
+    goodput = split(read_attempts(run), now if state == "running" else None)
     num_steps = schedule.get("num_steps")
     steps = [newest.get("step", 0), *(int(name.removeprefix("step_")) for name in checkpoints[-1:])]
     steps += [a.step for a in attempts[-1:] if a.step is not None]
@@ -123,7 +131,9 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
         ),
         checkpoints=checkpoints,
         attempts=attempts,
+        heartbeats=heartbeats(run, time.time() if now is None else now),
         events=read_lines(run / "events.jsonl", TAIL_BYTES)[-NUM_EVENTS:],
+        goodput=asdict(goodput) if goodput else None,
     )
 
 
@@ -153,7 +163,11 @@ def render(status: RunStatus) -> str:
         values = {k: v for k, v in status.held_out.items() if k != "step"}
         rows.append(("held out", f"at {status.held_out['step']:,}: {_numbers(values)}"))
     newest = status.checkpoints[-1] if status.checkpoints else "none"
+    if status.heartbeats and status.state in ("running", "silent"):
+        rows.append(("ranks", in_words(status.heartbeats)))
     rows.append(("checkpoint", f"{newest}, {len(status.checkpoints)} complete"))
+    if status.goodput is not None:
+        rows.append(("time", time_in_words(status.goodput)))
     rows += [(f"attempt {a.number}", _attempt_in_words(a, status)) for a in status.attempts[-5:]]
     rows += [("event", _event_in_words(event)) for event in status.events]
     return "\n".join(f"{label:<12}{text}" for label, text in rows)
@@ -169,6 +183,18 @@ def span(seconds: float) -> str:
     if hours < 24:
         return f"{hours} h {minutes % 60} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def time_in_words(goodput: dict[str, Any]) -> str:
+    """The wall time and its parts, largest first, those under a thousandth left out."""
+    whole = goodput["wall_seconds"]
+    parts = sorted(goodput["seconds"].items(), key=lambda item: -item[1])
+    shares = [
+        f"{WORDS[part]} {100 * seconds / whole:.1f} %"
+        for part, seconds in parts
+        if seconds > whole / 1000
+    ]
+    return f"{span(whole)}: {', '.join(shares)}"
 
 
 def _state_in_words(status: RunStatus) -> str:

@@ -62,6 +62,8 @@ class Decision:
     stop: ExitReason | None
     roll_back: bool = False
     """Before anything else."""
+    compare: bool = False
+    """Before the save, make sure that ranks still hold the same where they should."""
 
 
 def decide(config: RunConfig, signs: Signs) -> Decision:
@@ -88,9 +90,12 @@ def decide(config: RunConfig, signs: Signs) -> Decision:
         stop = ExitReason.ASKED
     is_due = signs.save_overdue or signs.step % config.checkpoint.every_steps == 0
     evaluation_is_due = finished or signs.step % config.metrics.eval_every == 0
+    save = stop is not None or (is_due and not signs.writer_busy)
+    every = config.resilience.compare_replicas_every
     return Decision(
         evaluate=evaluation_is_due and not (signs.hurry and stop is not None),
-        save=stop is not None or (is_due and not signs.writer_busy),
+        save=save,
         save_overdue=stop is None and is_due and signs.writer_busy,
         stop=stop,
+        compare=save or (every is not None and signs.step % every == 0),
     )

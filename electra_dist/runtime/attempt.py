@@ -129,7 +129,7 @@ class Attempt:
         Allowed to a superseded attempt too: the folder is its own.
 
         Args:
-            reason: "finished", "stopped", "asked", "failed" or "superseded".
+            reason: "finished", "stopped", "asked", "failed", "hang" or "superseded".
             step: optimizer steps completed.
             checkpoint: name of the newest complete checkpoint, such as step_00001000, or None.
             exit_code: what this process ends with: 0, 75, 1 or 2.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,28 +13,31 @@ from typing import Any
 import torch
 
 from electra_dist.checkpoint.store import CheckpointStore
-from electra_dist.config import files
+from electra_dist.config import files, variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
-from electra_dist.data.stream import CorpusStream
+from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
-from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
+from electra_dist.resilience.deadline import Ahead
+from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
-from electra_dist.resilience.resume import check_state
+from electra_dist.resilience.replicas import Replicas
+from electra_dist.resilience.stragglers import Stragglers
 from electra_dist.runtime.attempt import Attempt, Events
+from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import read_json_lines, write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.metrics import MetricsWriter
-from electra_dist.runtime.times import TimeBook
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
-from electra_dist.train.clock import RunClock
-from electra_dist.train.environment import environment
+from electra_dist.train.clock import RunClock, make_clock
+from electra_dist.train.environment import engine_words
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
 from electra_dist.train.ledger import Ledger
+from electra_dist.train.restore import start_or_resume
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
@@ -54,14 +56,23 @@ class Run:
     events: Events
     stop_signals: StopSignals
     corpus_fingerprint: str
+    tokenizer_sha256: str
     frozen: Mapping[str, Array] | None
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
     clock: RunClock
+    phases: Phases
+    faults: Faults
+    seats: list[Seat]
+    """Of each rank, by rank."""
+    stragglers: Stragglers
     metrics: MetricsWriter | None
     """Rank 0 only."""
     ledger: Ledger | None
     """Rank 0 only."""
+    replicas: Replicas
+    last_rollback: tuple[int, int] | None = None
+    """From which step, and to which, in this attempt."""
     state: RunState = field(default_factory=RunState)
 
     @property
@@ -74,15 +85,26 @@ class Run:
         """Small exchanges between ranks."""
         return self.groups.control
 
+    def fetch(self) -> list[MicroBatch]:
+        """This rank's passes of the next step."""
+        state = self.state
+        return self.faults.disturbed(
+            self.stream.micro_batches(state.step, state.position, state.skipped),
+            state.step + 1,
+            lambda index: self.stream.positions(index, state.position, state.skipped),
+        )
+
     def save(self) -> None:
         """Begin a checkpoint of the current state, on every rank at the same step."""
-        if self.ledger is not None:
-            self.ledger.sync()
-        state = self.state.to_json(
-            config_fingerprint=files.fingerprint(self.config),
-            corpus_fingerprint=self.corpus_fingerprint,
-        )
-        self.store.save(self.engine, self.state.step, state)
+        with self.phases.enter("save"):
+            if self.ledger is not None:
+                self.ledger.sync()
+            state = self.state.to_json(
+                config_fingerprint=files.fingerprint(self.config),
+                corpus_fingerprint=self.corpus_fingerprint,
+                tokenizer_sha256=self.tokenizer_sha256,
+            )
+            self.store.save(self.engine, self.state.step, state)
 
     def record(
         self,
@@ -156,10 +178,12 @@ def assemble(joined: Joined) -> Run:
     """
     config, corpora, attempt = joined.config, joined.corpora, joined.attempt
     world, control = joined.groups.world, joined.groups.control
-    local_ranks = None
-    if config.data.num_lanes > 1:
-        local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
-    engine = make_engine(config, world, joined.groups.device)
+    mine = [world.local_rank, socket.gethostname()]
+    seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
+    local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
+    control.phases = phases = Phases()
+    engine = make_engine(config, world, joined.groups.device, phases)
+    faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
         config=config,
         groups=joined.groups,
@@ -173,132 +197,44 @@ def assemble(joined: Joined) -> Run:
             commit_timeout_seconds=config.resilience.commit_timeout_seconds,
             asynchronous=config.checkpoint.asynchronous,
             parity=config.checkpoint.parity,
+            phases=phases,
+            before_write=faults.before_write,
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
         corpus_fingerprint=corpora.fingerprint,
+        tokenizer_sha256=corpora.first.manifest["tokenizer"]["sha256"],
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
+        replicas=Replicas(engine, control, engine_words(config)),
         clock=make_clock(joined, engine.parameter_shapes),
+        phases=phases,
+        faults=faults,
+        seats=seats,
+        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _start(run)
+    start_or_resume(run, joined.source)
+    if joined.faults:
+        run.report("fault", cause=variables.FAULTS, faults=[f.words for f in joined.faults])
+        phases.on_enter.append(faults.entered)
     run.store.prepare(run.engine)
     run.clock.book.begin(run.state.step)
     return run
 
 
-def make_clock(joined: Joined, parameter_shapes: Mapping[str, tuple[int, ...]]) -> RunClock:
-    """The clock of this rank: rank 0's knows the end of the job and how long saves took."""
-    config, attempt, is_leader = joined.config, joined.attempt, joined.groups.world.is_leader
-    num_elements = sum(math.prod(shape) for shape in parameter_shapes.values())
-    events = read_json_lines(attempt.run_folder / "events.jsonl") if is_leader else []
-    return RunClock(
-        TimeBook(joined.launched, attempt if is_leader else None),
-        joined.stop_signals,
-        end=math.inf if joined.end is None else time.monotonic() + joined.end - time.time(),
-        margin_seconds=config.resilience.end_margin_seconds,
-        # Three float32 an element: the weight and two moments.
-        guessed_save_seconds=guessed_save_seconds(12.0 * num_elements),
-        rows_a_step=config.batch.global_batch_size,
-        rows_an_evaluation=config.metrics.eval_num_samples,
-        saves=[event["seconds"] for event in events if event.get("event") == "save"],
-    )
-
-
-def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine:
+def make_engine(
+    config: RunConfig, world: World, device: torch.device, phases: Phases | None = None
+) -> Engine:
     """The engine that `engine.kind` names, around a module with the seed's initial weights."""
     model = JointElectra(config)
     if config.engine.kind == "reference":
-        return ReferenceEngine(model, config, world, device)
+        return ReferenceEngine(model, config, world, device, phases=phases)
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config, world, device)
-
-
-def restore(run: Run) -> bool:
-    """Put the run where its newest good checkpoint left it, or at its beginning. Collective.
-
-    Lines of metrics.jsonl after that step are cut off, and the ledger says from where steps go on.
-
-    Returns:
-        Whether there was a checkpoint.
-
-    Raises:
-        UserError: there are checkpoints but none is good, or they are of another run.
-    """
-    saved = run.store.restore(run.engine, run.engine.parameter_shapes)
-    if saved is not None:
-        check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
-        run.state = RunState.from_json(saved)
-    elif run.state.step:
-        run.state = RunState(skipped=run.config.data.skips)
-        fill_with_initial_weights(run.engine, run.config)
-    return saved is not None
-
-
-def go_on_from(run: Run, state: RunState) -> None:
-    """Make `state` the state that steps go on from, in metrics.jsonl and the ledger too."""
-    run.state = state
-    if run.metrics is not None and run.ledger is not None:
-        run.metrics.truncate_after(run.state.step)
-        run.ledger.resumed(run.state)
-
-
-def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
-    """Take an engine back to the weights of the seed, and to moments of zero."""
-    initial = dict(JointElectra(config).named_parameters())
-    for fragment in engine.local_fragments():
-        if fragment.kind == "master":
-            weights = initial[fragment.parameter].detach().view(-1)
-            stop = fragment.start + len(fragment.values)
-            fragment.values.copy_(weights[fragment.start : stop])
-        else:
-            fragment.values.zero_()
-    engine.state_restored()
-
-
-def _start(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
-    started = time.monotonic()
-    run.store.remove_leftovers()
-    saved = restore(run)
-    declared = run.control.broadcast_json(
-        run.ledger.declared() if run.ledger is not None else None, name="what roll-backs left out"
-    )
-    go_on_from(run, run.state.with_declared(declared))
-    if run.world.is_leader:
-        folder = run.attempt.run_folder
-        write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
-        write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
-        log.info(
-            "%s %s at step %d of %d on %d rank(s), %s",
-            "resuming" if saved else "starting",
-            run.attempt.run_folder,
-            run.state.step,
-            run.config.schedule.last_step,
-            run.world.world_size,
-            engine_words(run.config),
-        )
-        run.events.append(
-            "resume" if saved else "start",
-            step=run.state.step,
-            world_size=run.world.world_size,
-            engine=engine_words(run.config),
-            seconds=round(time.monotonic() - started, 3),
-        )
-
-
-def engine_words(config: RunConfig) -> str:
-    """`DeepSpeed ZeRO-2 fp32`, or `reference fp32`."""
-    name = (
-        f"DeepSpeed ZeRO-{config.engine.zero_stage}"
-        if config.engine.kind == "deepspeed"
-        else "reference"
-    )
-    return f"{name} {config.engine.precision}"
+    return DeepSpeedEngine(model, config, world, device, phases=phases)
 
 
 def _metrics_writer(config: RunConfig, attempt: Attempt) -> MetricsWriter:

@@ -44,8 +44,11 @@ class Ledger:
         """The newest record of kind `resume` that the ledger held when it was opened."""
         return self._declared
 
-    def resumed(self, state: RunState) -> None:
-        """Record that steps go on from `state`: at the start of an attempt, after a roll-back."""
+    def resumed(self, state: RunState, *, forked_from: str | None = None) -> None:
+        """Record that steps go on from `state`: at the start of an attempt, after a roll-back.
+
+        `forked_from` names the run whose records stand before this one (--resume-from).
+        """
         skipped = [list(interval) for interval in state.skipped]
         record = {
             "kind": "resume",
@@ -55,6 +58,8 @@ class Ledger:
         }
         if state.num_rollbacks:
             record["rollbacks"] = state.num_rollbacks
+        if forked_from:
+            record["forked_from"] = forked_from
         self._append(record)
 
     def stepped(self, step: int, first_position: int, num_samples: int, checksum: int) -> None:

@@ -11,6 +11,7 @@ from electra_dist.resilience.guard import ExitReason, decide
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
 from electra_dist.train.recovery import roll_back
+from electra_dist.train.replicas import replicas_agree
 from electra_dist.train.step import StepResult, step
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,10 @@ def train(run: Run) -> ExitReason:
     while True:
         if run.state.step >= run.config.schedule.last_step:
             return ExitReason.FINISHED
+        run.phases.begin_step(run.state.step + 1)
         started = time.monotonic()
-        micro_batches = run.stream.micro_batches(
-            run.state.step, run.state.position, run.state.skipped
-        )
+        with run.phases.enter("data"):
+            micro_batches = run.fetch()
         fetched = time.monotonic()
         rate = learning_rate(run)
         result = step(run, micro_batches, rate)
@@ -43,13 +44,18 @@ def train(run: Run) -> ExitReason:
         decision = decide(run.config, result.signs(run.state.step, save_overdue))
         if decision.roll_back and result.finding is not None:
             save_overdue = False
-            roll_back(run, result.finding)
+            with run.phases.enter("restore"):
+                roll_back(run, result.finding)
+            run.clock.book.rolled_back(run.state.step)
             continue
+        if not replicas_agree(run, decision.compare):
+            return ExitReason.FAILED
         evaluation = None
         if decision.evaluate:
-            with run.clock.evaluating():
+            with run.clock.evaluating(), run.phases.enter("evaluate"):
                 evaluation = evaluate(run)
-        run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
+        with run.phases.enter("record"):
+            run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
         report_saving(run, result, decision.save_overdue and not save_overdue)
         save_overdue = decision.save_overdue
         with run.clock.saving():
@@ -59,6 +65,7 @@ def train(run: Run) -> ExitReason:
                 run.save()
             if decision.stop:
                 return decision.stop if run.store.wait() else ExitReason.FAILED
+        run.stragglers.compare(run.state.step, run.report)
         run.clock.book.boundary(run.state.step, must_write=decision.save)
 
 

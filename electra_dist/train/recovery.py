@@ -23,7 +23,8 @@ from electra_dist.resilience.health import (
     respond,
     skips_after,
 )
-from electra_dist.train.build import Run, go_on_from, restore
+from electra_dist.train.build import Run
+from electra_dist.train.restore import go_on_from, restore
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ def _report(run: Run, finding: Finding) -> None:
 def roll_back(run: Run, finding: Finding) -> None:
     """Go back to the newest checkpoint, or to the beginning, and skip what is guilty. Collective.
 
+    A spike no later than the one before, from which this checkpoint led back to it with other data,
+    is the fault of the weights: the checkpoint is abandoned for an older one, if there is one.
     Nothing is skipped where the hardware is to blame: the same steps are made once more, from
     weights that were read anew.
 
@@ -122,7 +125,11 @@ def roll_back(run: Run, finding: Finding) -> None:
         first = before.position - batch.global_batch_size
         skipped = skips_after(skipped, finding.micro_batches, first, batch.micro_batch_size)
     run.store.wait()  # what is in flight is of a healthy step
-    restore(run)
+    max_step = None
+    if finding.anomaly.is_spike and run.last_rollback and before.step <= run.last_rollback[0]:
+        max_step = run.store.step_before(run.last_rollback[1])
+    restore(run, max_step)
+    run.last_rollback = before.step, run.state.step
     # The newer checkpoint may not know yet of what earlier roll-backs left out.
     state = replace(run.state, skipped=skipped, num_rollbacks=before.num_rollbacks + 1)
     go_on_from(run, state)

@@ -50,7 +50,13 @@ class RunState:
         skipped = tuple((first, last) for first, last in declared["skipped"])
         return replace(self, skipped=skipped, num_rollbacks=declared["rollbacks"])
 
-    def to_json(self, *, config_fingerprint: str, corpus_fingerprint: str) -> dict[str, Any]:
+    def to_json(
+        self,
+        *,
+        config_fingerprint: str,
+        corpus_fingerprint: str,
+        tokenizer_sha256: str | None = None,
+    ) -> dict[str, Any]:
         """state.json: the counters and what they count on."""
         return {
             "format_version": STATE_VERSION,
@@ -62,6 +68,7 @@ class RunState:
             "loss_scale": None,
             "config_fingerprint": config_fingerprint,
             "corpus_fingerprint": corpus_fingerprint,
+            "tokenizer_sha256": tokenizer_sha256,
         }
 
     @classmethod

@@ -1,8 +1,7 @@
-"""What the ranks of the health tests do: steps that are vetoed, and runs over poisoned rows."""
+"""What the ranks of the health tests do: steps that are vetoed, and runs with faults on purpose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.deepspeed import DeepSpeedEngine
 from electra_dist.engine.protocol import Engine, LocalResult
 from electra_dist.engine.reference import ReferenceEngine
-from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
+from electra_dist.resilience.faults import flip_a_weight, parse_faults, times
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.train.build import Run
 from tests.distributed.resume_workers import live, small_run
@@ -24,25 +23,7 @@ from tests.distributed.synthetic import micro_batches, tiny_config
 CPU = torch.device("cpu")
 
 
-class Poison:
-    """Multiplies the losses of an engine's micro-batches by what `factor_of` says of each."""
-
-    def __init__(self, engine: Any, factor_of: Callable[[MicroBatch], float]) -> None:
-        self._factor_of, self._factor = factor_of, 1.0
-        self._plain = engine._make_batch
-        engine._make_batch = self
-        model_of(engine).register_forward_hook(self._scale)
-
-    def __call__(self, micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
-        self._factor = self._factor_of(micro_batch)
-        batch: Batch = self._plain(micro_batch, seed, device)
-        return batch
-
-    def _scale(self, model: torch.nn.Module, _inputs: object, losses: Losses) -> Losses:
-        return losses._replace(total=losses.total * self._factor) if model.training else losses
-
-
-def state_hash(engine: Engine) -> str:
+def state_hash(engine: Engine, stage: int) -> str:
     """Of every bit of weights and moments that this rank holds, and that it computes with.
 
     At ZeRO-3 the latter are gathered from the former when they are needed.
@@ -50,17 +31,15 @@ def state_hash(engine: Engine) -> str:
     digest = xxhash.xxh3_128()
     for fragment in engine.local_fragments():
         digest.update(fragment.values.detach().contiguous().numpy())
-    if getattr(engine, "_stage", 0) < 3:
-        for parameter in model_of(engine).parameters():
+    if stage < 3:
+        for parameter in engine.module.parameters():
             digest.update(parameter.detach().float().contiguous().numpy())
     return digest.hexdigest()
 
 
-def model_of(engine: Any) -> torch.nn.Module:
-    """The weights that an engine computes with."""
-    model: torch.nn.Module
-    model = engine._model if isinstance(engine, ReferenceEngine) else engine._engine.module
-    return model
+def multiplied(micro_batch: MicroBatch, factor: float) -> MicroBatch:
+    """The pass whose losses come out that many times as large."""
+    return replace(micro_batch, disturb=lambda losses: times(losses, factor))
 
 
 def vetoed_steps(
@@ -71,18 +50,14 @@ def vetoed_steps(
     for variant in variants:
         config = tiny_config(**variant)
         config = replace(config, model=replace(config.model, num_layers=1, generator_num_layers=1))
-        is_sick = False
-
-        def factor_of(micro_batch: MicroBatch) -> float:
-            return float("nan") if is_sick and micro_batch.index == 3 else 1.0  # noqa: B023
-
         kind = ReferenceEngine if config.engine.kind == "reference" else DeepSpeedEngine
         engine = kind(JointElectra(config), config, groups.world, CPU)
-        Poison(engine, factor_of)
+        stage = config.engine.zero_stage if kind is DeepSpeedEngine else 0
         report = []
         for step in range(2):
             mine = micro_batches(config, step, groups.world.rank, groups.world.world_size)
-            before = state_hash(engine)
+            sick_ones = [multiplied(m, float("nan")) if m.index == 3 else m for m in mine]
+            before = state_hash(engine, stage)
             asked: list[LocalResult] = []
 
             def veto(local: LocalResult, asked: list[LocalResult] = asked) -> bool:
@@ -91,21 +66,18 @@ def vetoed_steps(
 
             first = engine.step(mine, 1e-3, veto)
             again = engine.step(mine, 1e-3, veto)
-            is_sick = True
-            sick = engine.step(mine, 1e-3)
-            is_sick = False
-            after_vetoes = state_hash(engine)
+            sick = engine.step(sick_ones, 1e-3)
+            after_vetoes = state_hash(engine, stage)
             healthy = engine.step(mine, 1e-3)
+            losses = sick.micro_batch_losses
             report.append(
                 {
                     "untouched": after_vetoes == before,
-                    "moved": state_hash(engine) != before,
+                    "moved": state_hash(engine, stage) != before,
                     "times_asked": len(asked),
                     "replays_equal": first == again == healthy,
                     "sick_norm": str(sick.grad_norm),
-                    "sick_micro_batches": [
-                        i for i, loss in sick.micro_batch_losses.items() if loss != loss
-                    ],
+                    "sick_micro_batches": [i for i, loss in losses.items() if loss != loss],
                 }
             )
         engine.close()
@@ -113,39 +85,46 @@ def vetoed_steps(
     return reports
 
 
-def poison_rows(run: Run, positions: Sequence[int], factor: float) -> None:
-    """Bad data: whichever micro-batch holds one of these global positions, in every attempt."""
-
-    def factor_of(micro_batch: MicroBatch) -> float:
-        state = run.state
-        held = run.stream.positions(micro_batch.index, state.position, state.skipped)
-        return factor if set(held.tolist()) & set(positions) else 1.0
-
-    Poison(run.engine, factor_of)
-
-
-def glitch(run: Run, step: int) -> None:
-    """Bad hardware: the first pass of a step, and only the first time, loses its numbers."""
-    left = [float("nan")]
-
-    def factor_of(micro_batch: MicroBatch) -> float:
-        return left.pop() if micro_batch.step == step and left else 1.0
-
-    Poison(run.engine, factor_of)
-
-
 def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, Any]]) -> list[str]:
-    """Runs one after the other, each in the folder `name`; why each ended."""
+    """Runs one after the other, each in the folder `name`, with its faults; why each ended."""
     reasons = []
     for one in runs:
         config = small_run(corpus, one["engine"], one.get("more", ()))
 
         def prepare(run: Run, one: dict[str, Any] = one) -> None:
-            if "poison" in one:
-                poison_rows(run, one["poison"], float(one.get("factor", "nan")))
-            if "glitch" in one and groups.world.rank == groups.world.world_size - 1:
-                glitch(run, one["glitch"])
+            if "diverged" in one:
+                diverge(run, one["diverged"])
+            if one.get("flip", [None])[0] == groups.world.rank:
+                flip_after_update(run, one["flip"][1])
 
         folder_of_run = Path(folder) / one["name"]
-        reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare))
+        faults = parse_faults(one.get("faults", ""))
+        reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare, faults))
     return reasons
+
+
+def diverge(run: Run, step: int) -> None:
+    """Bad weights: losses spike at a step until the checkpoint before it is abandoned."""
+    checkpoints = run.attempt.run_folder / "checkpoints"
+    plain = run.fetch
+
+    def fetch() -> list[MicroBatch]:
+        is_sick = run.state.step == step and not list(checkpoints.glob("*.abandoned"))
+        return [multiplied(m, 1e3) for m in plain()] if is_sick else plain()
+
+    run.fetch = fetch  # type: ignore[method-assign]
+
+
+def flip_after_update(run: Run, step: int) -> None:
+    """A bit turns over after the update that completes `step`; `flip` turns it before an update."""
+    plain = run.engine.step
+    left = [step]
+
+    def step_and_flip(*arguments: Any) -> LocalResult:
+        result = plain(*arguments)
+        if run.state.step + 1 in left:
+            left.clear()
+            flip_a_weight(run.engine.module)
+        return result
+
+    run.engine.step = step_and_flip  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_update_that_is_refused_leaves_every_bit_as_it_was(
     world_size: int, tmp_path: Path
 ) -> None:
@@ -67,15 +67,15 @@ def last(run: Path) -> Path:
 
 # 8 samples a step, 2 a micro-batch. Positions 11 and 166 are poisoned before the first checkpoint
 # (step 15) and in the 21st step, 167 beside 166, and 201 in what the 25th step is by then.
-POISONED = [11, 166, 201]
+POISONED = "nan position=11; nan position=166; nan position=201"
 
 
 def poisoned_and_born(name: str, engine: dict[str, Any]) -> list[dict[str, Any]]:
     """A run that meets the poison, stopped and resumed once, and one that was told of it."""
     skips = ["--data.skips", "10", "12", "166", "168", "200", "202"]
     return [
-        {"name": f"{name}_poisoned", "engine": engine, "poison": POISONED, "stop_at": 22},
-        {"name": f"{name}_poisoned", "engine": engine, "poison": POISONED},
+        {"name": f"{name}_poisoned", "engine": engine, "faults": POISONED, "stop_at": 22},
+        {"name": f"{name}_poisoned", "engine": engine, "faults": POISONED},
         {"name": f"{name}_born", "engine": engine, "more": skips},
     ]
 
@@ -115,14 +115,23 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     window = ["--resilience.spike_window_steps", "8"]
     runs: list[dict[str, Any]] = [
         {"name": "calm"},
-        {"name": "glitch", "glitch": 17},
-        {"name": "skip", "poison": [100], "more": ["--resilience.on_anomaly", "skip"]},
-        {"name": "skip_glitch", "glitch": 17, "more": ["--resilience.on_anomaly", "skip"]},
-        {"name": "stop", "poison": [100], "more": ["--resilience.on_anomaly", "stop"]},
-        {"name": "cap", "poison": [11, 160], "more": ["--resilience.max_rollbacks", "1"]},
-        {"name": "spike", "poison": [200], "factor": 1e3, "more": window, "stop_at": 18},
-        {"name": "spike", "poison": [200], "factor": 1e3, "more": window},
+        {"name": "glitch", "faults": "nan rank=1 step=18"},
+        {"name": "skip", "faults": "nan position=100", "more": ["--resilience.on_anomaly", "skip"]},
+        {
+            "name": "skip_glitch",
+            "faults": "nan rank=1 step=18",
+            "more": ["--resilience.on_anomaly", "skip"],
+        },
+        {"name": "stop", "faults": "nan position=100", "more": ["--resilience.on_anomaly", "stop"]},
+        {
+            "name": "cap",
+            "faults": "nan position=11; nan position=160",
+            "more": ["--resilience.max_rollbacks", "1"],
+        },
+        {"name": "spike", "faults": "nan position=200 factor=1000", "more": window, "stop_at": 18},
+        {"name": "spike", "faults": "nan position=200 factor=1000", "more": window},
         {"name": "born", "more": ["--data.skips", "200", "202"]},
+        {"name": "diverged", "diverged": 26, "more": [*window, "--checkpoint.every_steps", "8"]},
     ]
     reasons = run_ranks(
         f"{WORKERS}:lives",
@@ -135,7 +144,7 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     names = [one["name"] for one in runs]
     ends = dict(zip(names, reasons[0], strict=True))
     assert {name for name, end in ends.items() if end == "failed"} == {"skip_glitch", "stop", "cap"}
-    for name in names:
+    for name in ends:
         assert audit(tmp_path / name, []).problems == [], name
         assert [line["step"] for line in metrics(tmp_path / name)][-1] == (
             {"skip_glitch": 18, "stop": 13, "cap": 20}.get(name, 40)
@@ -160,3 +169,51 @@ def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     assert found["value"] > found["limit"]
     assert differences(last(tmp_path / "spike"), last(tmp_path / "born")) == []
     assert metrics(tmp_path / "spike") == metrics(tmp_path / "born")
+
+    # Other data did not help: the checkpoint itself is to blame.
+    diverged = tmp_path / "diverged"
+    assert [e["step"] for e in events(diverged, "rollback")] == [24, 16]
+    names = {path.name for path in (diverged / "checkpoints").iterdir()}
+    assert names == {"step_00000024", "step_00000024.abandoned", "step_00000032", "step_00000040"}
+
+
+def test_replicas_that_disagree_end_the_attempt_and_are_never_saved(
+    corpus: str, tmp_path: Path
+) -> None:
+    """A bit turns over on a rank of 3: a majority names it. The next attempt ends as a calm one."""
+    every_step = ["--resilience.compare_replicas_every", "1"]
+    before_saves = ["--resilience.compare_replicas_every", "None"]
+    kinds: dict[str, tuple[dict[str, Any], list[str], dict[str, Any], int]] = {
+        # engine, words, fault, step at which it is found
+        "reference": ({"kind": "reference"}, before_saves, {"faults": "flip rank=1 step=21"}, 30),
+        "zero2": ({"zero_stage": 2}, every_step, {"flip": [1, 20]}, 20),
+    }
+    runs: list[dict[str, Any]] = []
+    for name, (engine, more, fault, _) in kinds.items():
+        plain = {"name": name, "engine": engine, "more": more}
+        runs += [{**plain, **fault}, plain, {**plain, "name": f"{name}_calm"}]
+    reasons = run_ranks(
+        f"{WORKERS}:lives", 3, tmp_path / "logs", corpus=corpus, folder=str(tmp_path), runs=runs
+    )
+    assert reasons[0] == ["failed", "finished", "finished"] * len(kinds)
+    for name, (_, _, _, found_at) in kinds.items():
+        [found] = events(tmp_path / name, "corruption")
+        assert (found["ranks"], found["step"]) == ([1], found_at), name
+        assert found["values"][0] == found["values"][2] != found["values"][1], name
+        # What the next attempt began with is of before the flip.
+        assert [e["step"] for e in events(tmp_path / name, "resume")] == [15], name
+        assert differences(last(tmp_path / name), last(tmp_path / f"{name}_calm")) == [], name
+        assert audit(tmp_path / name, []).problems == [], name
+
+
+def test_of_two_replicas_the_replay_tells_which_was_wrong(corpus: str, tmp_path: Path) -> None:
+    plain = {"name": "run", "engine": {"kind": "reference"}}
+    runs = [{**plain, "faults": "flip rank=1 step=17"}, plain]
+    reasons = run_ranks(
+        f"{WORKERS}:lives", 2, tmp_path / "logs", corpus=corpus, folder=str(tmp_path), runs=runs
+    )
+    assert reasons[0] == ["failed", "finished"]
+    [found] = events(tmp_path / "run", "corruption")
+    assert (found["ranks"], found["step"]) == ([], 30)
+    [resolved] = events(tmp_path / "run", "corruption_resolved")
+    assert (resolved["ranks"], resolved["step"]) == ([1], 30)

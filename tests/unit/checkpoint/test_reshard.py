@@ -193,7 +193,7 @@ def test_a_reader_opens_the_shards_that_it_needs_and_closes_them(tmp_path: Path)
         reader.read_range("tower.weight", "master", 0, 20)
         assert open_files() == before + 2
         reader.verify()
-        assert open_files() == before + 3
+        assert open_files() == before + 2
     assert open_files() == before
     (folder / layout.shard_name(2)).unlink()
     with CheckpointReader(folder) as reader:

@@ -24,7 +24,8 @@ POSITIVE = {
     "engine": "timeout_seconds threads_per_rank",
     "checkpoint": "every_steps keep_last",
     "resilience": "commit_timeout_seconds spike_deviations max_rollbacks compare_replicas_every "
-    "min_world_size term_grace_seconds end_margin_seconds",
+    "min_world_size term_grace_seconds end_margin_seconds hang_floor_seconds hang_factor "
+    "hang_start_up_seconds straggler_every",
     "metrics": "log_every eval_every eval_num_samples",
 }
 SHARES = {

@@ -9,16 +9,19 @@ from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import (
     CheckpointConfig,
     MetricsConfig,
+    ResilienceConfig,
     RunConfig,
     ScheduleConfig,
 )
 from electra_dist.resilience.guard import Decision, ExitReason, Signs, decide
+from electra_dist.resilience.health import Response
 
 CONFIG = replace(
     RECIPES["tiny"](),
     schedule=ScheduleConfig(num_steps=100, warmup_steps=0),
     checkpoint=CheckpointConfig(every_steps=10),
     metrics=MetricsConfig(eval_every=25),
+    resilience=ResilienceConfig(compare_replicas_every=None),
 )
 
 
@@ -120,7 +123,7 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
 )
 def test_the_table(found: Signs, evaluate: bool, save: bool, stop: ExitReason | None) -> None:
     assert decide(CONFIG, found) == Decision(
-        evaluate=evaluate, save=save, save_overdue=False, stop=stop
+        evaluate=evaluate, save=save, save_overdue=False, stop=stop, compare=save
     )
 
 
@@ -141,10 +144,35 @@ def test_stop_step_finishes_early() -> None:
     config = replace(CONFIG, schedule=replace(CONFIG.schedule, stop_step=60))
     assert decide(config, signs(59)).stop is None
     assert decide(config, signs(60)) == Decision(
-        evaluate=True, save=True, save_overdue=False, stop=ExitReason.FINISHED
+        evaluate=True, save=True, save_overdue=False, stop=ExitReason.FINISHED, compare=True
     )
 
 
 def test_exit_codes_are_those_that_launchers_know() -> None:
     codes = {reason.value: reason.exit_code for reason in ExitReason}
     assert codes == {"finished": 0, "asked": 0, "stopped": 75, "failed": 1}
+
+
+@pytest.mark.parametrize("loss", [math.nan, 99.0])
+def test_an_anomaly_is_answered_before_anything_else(loss: float) -> None:
+    """Also at a step that is due for a save, with a stop waiting."""
+    found = signs(10, loss=loss, stop_signalled=True)
+    rolled_back = decide(CONFIG, replace(found, response=Response.ROLL_BACK))
+    assert rolled_back == Decision(
+        evaluate=False, save=False, save_overdue=False, stop=None, roll_back=True
+    )
+    stopped = decide(CONFIG, replace(found, response=Response.STOP))
+    assert (stopped.save, stopped.stop) == (False, ExitReason.FAILED)
+    skipped = decide(CONFIG, replace(found, response=Response.SKIP))
+    assert skipped == decide(CONFIG, signs(10, stop_signalled=True))
+
+
+@given(CONFIGS, SIGNS, st.none() | st.integers(1, 40))
+def test_nothing_is_saved_that_was_not_compared(
+    config: RunConfig, found: Signs, every: int | None
+) -> None:
+    config = replace(config, resilience=ResilienceConfig(compare_replicas_every=every))
+    decision = decide(config, found)
+    assert decision.compare or not decision.save
+    if every is not None and found.step % every == 0 and decision.stop is not ExitReason.FAILED:
+        assert decision.compare

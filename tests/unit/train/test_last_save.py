@@ -11,6 +11,7 @@ from electra_dist.engine.protocol import LocalResult, MayApply
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
 from electra_dist.train.clock import RunClock
@@ -45,17 +46,21 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
     return SimpleNamespace(
         config=replace(config, schedule=replace(config.schedule, stop_step=1)),
         state=RunState(),
-        stream=SimpleNamespace(micro_batches=lambda *_: []),
+        fetch=list,
+        phases=Phases(),
+        stragglers=SimpleNamespace(compare=lambda *_: None),
         engine=SimpleNamespace(step=step),
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
         time_signs=lambda: (0.0, 0.0),
         clock=a_clock(),
+        replicas=SimpleNamespace(case=None, exist=False),
         stop_file_exists=lambda: False,
         store=SimpleNamespace(signs=lambda: WriterSigns(0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
         record=lambda *_: None,
         frozen=None,
+        report=lambda *_, **__: None,
         save=lambda: None,
     )
 
