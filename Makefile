@@ -8,7 +8,7 @@ SHELL_FILES = $(shell find . -path ./$(VENV) -prune -o -path ./.git -prune -o -p
 	-type f \( -name '*.sh' -o -name '*.sbatch' -o -path './.ci/run' \) -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check format bench docs lock clean
+.PHONY: help setup demo test test-full check format bench docs docker-cpu lock clean
 
 help:                     ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12
@@ -28,13 +28,14 @@ test: setup               ## every suite that this machine can run; REQUIRE=mpi,
 test-full: setup          ## the same with the tests marked slow: hours
 	$(BIN)/python scripts/run_tests.py --full $(SUITES)
 
-check: setup              ## style, types, layers, what a login node imports, shell scripts
+check: setup              ## style, types, layers, what a login node imports, shell scripts, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(BIN)/python scripts/check_login_imports.py
 	$(BIN)/shellcheck --external-sources $(SHELL_FILES)
+	$(BIN)/hadolint docker/Dockerfile docker/cpu.Dockerfile
 
 format: setup             ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
@@ -46,6 +47,9 @@ bench: setup              ## every script in benchmarks/, or those named: make b
 
 docs: setup               ## every link in the Markdown files leads somewhere
 	$(BIN)/python scripts/check_links.py
+
+docker-cpu:               ## build docker/cpu.Dockerfile for real, without Docker, and let the doctor look at it (root, Debian)
+	bash docker/build_cpu.sh
 
 lock:                     ## write requirements/*.txt anew from what .venv has; UPGRADE=1 takes the newest releases
 	bash scripts/lock.sh $(BIN)/python

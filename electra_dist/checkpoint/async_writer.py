@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -85,6 +86,7 @@ class BackgroundWriter:
         self._num_failed = 0
         self._last_failed = False
         self._superseded = False
+        self._seconds: list[float] = []
 
     @property
     def num_in_flight(self) -> int:
@@ -114,6 +116,12 @@ class BackgroundWriter:
         with self._changed:
             number, self._num_failed = self._num_failed, 0
             return number
+
+    def take_seconds(self) -> list[float]:
+        """How long each save took that was done since this was last asked."""
+        with self._changed:
+            seconds, self._seconds = self._seconds, []
+            return seconds
 
     def begin(self, save: Save) -> None:
         """Give the thread a save; at most MAX_IN_FLIGHT may be in flight."""
@@ -148,6 +156,7 @@ class BackgroundWriter:
     def _run(self) -> None:
         while (save := self._saves.get()) is not None:
             is_saved = is_superseded = False
+            started = time.monotonic()
             try:
                 is_saved = self._carry_out(save)
             except Superseded as error:
@@ -158,6 +167,7 @@ class BackgroundWriter:
             del save  # its pieces may be the memory of an engine that is closed before the next
             with self._changed:
                 self._num_in_flight -= 1
+                self._seconds.append(time.monotonic() - started)
                 self._num_failed += not is_saved
                 self._last_failed = not is_saved
                 self._superseded |= is_superseded

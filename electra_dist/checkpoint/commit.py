@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Committer:
     keep_last: int
     commit_timeout_seconds: float
     parity: bool
+    before_write: Callable[[int], None] = lambda _: None
+    """Called with the step before a shard is written; what it raises the write raises."""
 
     @property
     def _checkpoints(self) -> Path:
@@ -89,6 +92,7 @@ class Committer:
             Superseded: a later attempt owns the run folder; nothing was committed.
         """
         started = time.monotonic()
+        self.attempt.check_current()  # a node that was cut off and wakes up here writes nothing
         folder = self._checkpoints / f"{step_name(save.step)}.tmp-{self.attempt.number}"
         if self.rank == 0:
             self._remove_failed_saves(before=save.step)
@@ -130,6 +134,7 @@ class Committer:
         name = shard_name(self.rank)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.before_write(save.step)
             record = write_shard(folder / name, save.pieces)
             verify_shard(folder, record)
             done = {"serial": save.serial, "record": asdict(record)}
@@ -219,12 +224,21 @@ class Committer:
         """Remove the oldest beyond `keep_last`: the newest has been read back and committed now."""
         try:
             for info in list_checkpoints(self.attempt.run_folder)[: -self.keep_last]:
-                # Renamed first: a half-removed folder must not look like a checkpoint.
-                doomed = info.folder.with_name(f"{info.folder.name}.tmp-{self.attempt.number}")
-                os.rename(info.folder, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                retire(info.folder, self.attempt.number)
         except OSError as error:
             log.error("an old checkpoint could not be removed: %s", error)
+
+
+def retire(folder: Path, attempt_number: int) -> None:
+    """Remove a checkpoint; what a kill in the middle leaves is removed at the run's next start.
+
+    Raises:
+        OSError: it could not be renamed; it is as it was.
+    """
+    # Renamed first: a half-removed folder must not look like a checkpoint.
+    doomed = folder.with_name(f"{folder.name}.tmp-{attempt_number}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def words(error: Exception) -> str:

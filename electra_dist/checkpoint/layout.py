@@ -135,6 +135,8 @@ def resolve(path: Path) -> CheckpointInfo:
     """
     if (path / "manifest.json").is_file() and _COMPLETE.fullmatch(path.name.split(".")[0]):
         return CheckpointInfo(step=step_of(path), folder=path)
+    if is_made(path):
+        return CheckpointInfo(step=_step_in_manifest(path), folder=path)
     complete = list_checkpoints(path)
     if not complete:
         raise UserError(
@@ -142,6 +144,19 @@ def resolve(path: Path) -> CheckpointInfo:
             "give RUN or RUN/checkpoints/step_XXXXXXXX"
         )
     return complete[-1]
+
+
+def is_made(path: Path) -> bool:
+    """Whether this is a checkpoint under a name of its own: an average or an import."""
+    # A corpus has a manifest.json too, but no state.json.
+    return all((path / name).is_file() for name in ("manifest.json", "state.json"))
+
+
+def run_folder_of(folder: Path) -> Path | None:
+    """The run that a checkpoint lies in; None for one that was moved, averaged or imported."""
+    run = folder.resolve().parent.parent
+    in_run = folder.resolve().parent == checkpoints_folder(run)
+    return run if in_run and (run / "config.json").is_file() else None
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -236,6 +251,14 @@ def uncovered(
             elif end != size:
                 problems.append(f"{parameter}/{kind}: {end} of {size} elements in a row")
     return problems + [f"{name}: not a parameter of this model" for name in pieces]
+
+
+def _step_in_manifest(folder: Path) -> int:
+    """What manifest.json says, unchecked; 0 if it is damaged, which its reader will find."""
+    try:
+        return int(json.loads((folder / "manifest.json").read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _canonical(value: Any) -> str:

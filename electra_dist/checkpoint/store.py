@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from electra_dist.checkpoint.async_writer import MAX_IN_FLIGHT, BackgroundWriter, HostBuffers
@@ -31,6 +32,7 @@ from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.phases import Phases
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class CheckpointStore:
         commit_timeout_seconds: how long rank 0 waits for the other ranks' files.
         asynchronous: go on training while a save is written; else a save returns when it is done.
         parity: write a file with each checkpoint from which one lost shard can be rebuilt.
+        phases: the clock of this rank's main thread.
+        before_write: see `Committer`.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class CheckpointStore:
         commit_timeout_seconds: float,
         asynchronous: bool = True,
         parity: bool = False,
+        phases: Phases | None = None,
+        before_write: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.run_folder = attempt.run_folder
         self._folder = checkpoints_folder(attempt.run_folder)
@@ -82,7 +88,9 @@ class CheckpointStore:
             keep_last=keep_last,
             commit_timeout_seconds=commit_timeout_seconds,
             parity=parity,
+            before_write=before_write,
         )
+        self._phases = phases or Phases()
         self._writer = BackgroundWriter(self._committer.carry_out)
         self._buffers: HostBuffers | None = None
         self._num_begun = 0
@@ -140,6 +148,15 @@ class CheckpointStore:
             superseded=float(self._writer.superseded),
         )
 
+    @property
+    def num_in_flight(self) -> int:
+        """This rank's saves that are begun and not done."""
+        return self._writer.num_in_flight
+
+    def take_seconds(self) -> list[float]:
+        """How long each save took this rank's writer that was done since this was last asked."""
+        return self._writer.take_seconds()
+
     def wait(self) -> bool:
         """Wait until no rank has a save in flight; whether the newest one is on disk. Collective.
 
@@ -147,15 +164,16 @@ class CheckpointStore:
             Superseded: a later attempt owns the run folder.
         """
         while True:
-            self._writer.wait_idle(_WAIT_SECONDS)
-            in_flight, failed, superseded = self._control.all_reduce_sum(
-                [
-                    float(self._writer.num_in_flight),
-                    float(self._writer.last_failed),
-                    float(self._writer.superseded),
-                ],
-                name="wait for the commit of a checkpoint",
-            )
+            with self._phases.enter("commit"):
+                self._writer.wait_idle(_WAIT_SECONDS)
+                in_flight, failed, superseded = self._control.all_reduce_sum(
+                    [
+                        float(self._writer.num_in_flight),
+                        float(self._writer.last_failed),
+                        float(self._writer.superseded),
+                    ],
+                    name="wait for the commit of a checkpoint",
+                )
             if superseded:
                 raise self._attempt.superseded()
             if not in_flight:
@@ -220,6 +238,14 @@ class CheckpointStore:
                 "repair the files, or start anew with another --out folder"
             )
         return None
+
+    def step_before(self, step: int) -> int | None:
+        """The newest checkpoint older than `step`, for a roll-back further back. Collective."""
+        older = [info.step for info in list_checkpoints(self.run_folder) if info.step < step]
+        found: int | None = self._control.broadcast_json(
+            older[-1] if older else None, name="an older checkpoint"
+        )
+        return found
 
     def remove_leftovers(self) -> None:
         """Remove what crashed saves of earlier attempts left behind (rank 0)."""

@@ -13,9 +13,16 @@ from electra_dist.cli.corpus import add_corpus, add_vocab
 from electra_dist.cli.downstream import add_downstream
 from electra_dist.cli.parser import Handler, Parser
 from electra_dist.cli.run import add_run
+from electra_dist.cli.submit import add_submit
 from electra_dist.errors import UserError
 
-WITH_OVERRIDES = (["pretrain"], ["trace"], ["config", "show"], ["corpus", "audit"])
+WITH_OVERRIDES = (
+    ["pretrain"],
+    ["trace"],
+    ["config", "show"],
+    ["corpus", "audit"],
+    ["submit", "slurm"],
+)
 """Commands that take any knob of the config as `--section.field value`."""
 
 UNUSABLE_PLACE = {
@@ -65,6 +72,16 @@ def _run(words: list[str]) -> int:
     return handler(args, overrides)
 
 
+class _Version(argparse.Action):
+    """Looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from importlib import metadata
+
+        print(f"electra-dist {metadata.version('electra_dist')}")
+        parser.exit()
+
+
 def _is_leader() -> bool:
     from electra_dist.runtime.world import World
 
@@ -105,10 +122,12 @@ def make_parser() -> argparse.ArgumentParser:
         description="Pretrain, resume, export and fine-tune ELECTRA on a cluster.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parent = parser.add_subparsers(required=True, metavar="COMMAND")
     add_corpus(parent)
     add_vocab(parent)
     add_run(parent)
+    add_submit(parent)
     add_checkpoint(parent)
     add_downstream(parent)
     return parser

@@ -1,4 +1,4 @@
-"""The words of `pretrain`, `trace`, `stop`, `status` and `config`."""
+"""The words of `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
   --engine.deepspeed_config JSON    --engine.threads_per_rank N
   --checkpoint.every_steps 1000     --checkpoint.keep_last 3
   --metrics.log_every 10            --metrics.eval_every 1000       --seed 0
+  --resilience.max_restarts 3       --resilience.min_world_size N
 sections: model objective data batch optim schedule engine checkpoint resilience metrics"""
 
 
 def add_run(parent: Any) -> None:
-    """Declare `pretrain`, `trace`, `stop`, `status` and `config`."""
+    """Declare `pretrain`, `trace`, `stop`, `status`, `report`, `config` and `doctor`."""
     pretrain = command(
         parent,
         "pretrain",
@@ -37,6 +38,36 @@ def add_run(parent: Any) -> None:
     pretrain.add_argument("--recipe", help="tiny, small, small_pp, base or large")
     pretrain.add_argument("--out", required=True, type=Path, metavar="RUN")
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
+    pretrain.add_argument(
+        "--launcher",
+        choices=("local", "srun"),
+        help="who starts the ranks: local with --nproc (default), srun in a Slurm batch script",
+    )
+    pretrain.add_argument(
+        "--max-restarts",
+        type=int,
+        metavar="K",
+        help="with --nproc or --launcher: restart after a crash, at most K times in a row without "
+        "a new checkpoint (default resilience.max_restarts)",
+    )
+    pretrain.add_argument(
+        "--time-limit",
+        metavar="TIME",
+        help="save and leave (exit code 75) before that: seconds, H:MM:SS or D-HH:MM:SS; "
+        "in a Slurm job its own limit is known",
+    )
+    pretrain.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN|CKPT|HF_DIR",
+        help="a new run begins with these weights, at step 0",
+    )
+    pretrain.add_argument(
+        "--keep-moments", action="store_true", help="--init-from: and with Adam's moments"
+    )
+    pretrain.add_argument(
+        "--resume-from", type=Path, metavar="CKPT", help="a new run goes on where this one was"
+    )
     trace = command(parent, "trace", corpus.trace)
     trace.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml|RUN/config.json")
     trace.add_argument("--recipe", help="as in pretrain; so are --section.field value")
@@ -53,8 +84,20 @@ def add_run(parent: Any) -> None:
     status = command(parent, "status", run.status)
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="one JSON document")
+    report = command(parent, "report", run.report)
+    report.add_argument("run", type=Path, metavar="RUN")
     config = group(parent, "config", "look at configs")
     show = command(config, "show", run.config_show)
     show.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     show.add_argument("--recipe")
     command(config, "docs", run.config_docs)
+    doctor = command(parent, "doctor", run.doctor)
+    doctor.add_argument("--shared", type=Path, metavar="DIR", help="a folder that all nodes share")
+    doctor.add_argument(
+        "--ranks", type=int, default=2, help="of the all-reduce on this node (default %(default)s)"
+    )
+    doctor.add_argument(
+        "--seconds", type=float, default=60.0, help="deadline of a check (default %(default)s)"
+    )
+    doctor.add_argument("--verdict", action="store_true", help="one line in all")
+    doctor.add_argument("--json", action="store_true", help="one JSON document")

@@ -39,9 +39,22 @@ RESUMABLE_FIELDS = (
     "engine.threads_per_rank",
     "engine.timeout_seconds",
     "engine.deterministic",
+    "engine.activation_checkpointing",
     "checkpoint",
     "resilience",
     "metrics",
+)
+
+
+# What a fork (--resume-from) may change beyond that: the rows, their order and the shapes stay.
+FORKABLE_FIELDS = (
+    "optim",
+    "schedule",
+    "objective.gen_weight",
+    "objective.disc_weight",
+    "objective.temperature",
+    "model.hidden_dropout",
+    "model.attention_dropout",
 )
 
 
@@ -78,7 +91,7 @@ def load(
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
-    checked = _checked(RunConfig, values, where, "")
+    checked = strict_values(RunConfig, values, where)
     return dacite.from_dict(RunConfig, checked, dacite.Config(strict=True))
 
 
@@ -141,6 +154,15 @@ def forbidden_differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [words for words in differences(old, new) if not _is_resumable(words.split(":")[0])]
 
 
+def unforkable_differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The differences that a fork must refuse."""
+    return [
+        words
+        for words in forbidden_differences(old, new)
+        if not {(name := words.split(":")[0]), name.split(".")[0]} & {*FORKABLE_FIELDS}
+    ]
+
+
 def _is_resumable(name: str) -> bool:
     return name in RESUMABLE_FIELDS or name.split(".")[0] in RESUMABLE_FIELDS
 
@@ -173,8 +195,10 @@ def _merged(base: dict[str, Any], top: Mapping[str, Any], where: str) -> dict[st
     return merged
 
 
-def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
-    """A copy of `values`, whole numbers of float fields made floats.
+def strict_values(
+    cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
+) -> dict[str, Any]:
+    """A copy of `values` for the dataclass `cls`, whole numbers of float fields made floats.
 
     Raises:
         UserError: a key is unknown, or a value has another type than its field.
@@ -186,7 +210,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
             raise UserError(f"{where}: unknown key {prefix}{key}; {_nearest(key, hints, prefix)}")
         kind = hints[key]
         if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
-            checked[key] = _checked(kind, value, where, f"{prefix}{key}.")
+            checked[key] = strict_values(kind, value, where, f"{prefix}{key}.")
             continue
         checked[key] = _fitted(kind, value)
         if not _is_of(kind, checked[key]):
@@ -199,7 +223,7 @@ def _checked(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> d
 
 def _fitted(kind: Any, value: Any) -> Any:
     """Whole numbers of float fields as floats, lists of tuple fields as tuples."""
-    if kind is float and type(value) is int:
+    if kind in (float, float | None) and type(value) is int:
         return float(value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_fitted(get_args(kind)[0], one) for one in value)

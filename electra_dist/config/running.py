@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,10 @@ class EngineConfig:
     """Deadline of a collective operation: then the missing rank is named and the attempt ends."""
     deterministic: bool = False
     """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
+    activation_checkpointing: bool = False
+    """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
+    compile: bool = False
+    """Run layers through torch.compile: a minute at the start, other bits; no gain on a CPU."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -44,6 +49,13 @@ class EngineConfig:
             self.precision,
             "DeepSpeed's bf16 optimizer is wrong at engine.zero_stage = 0",
             "use zero_stage 1, 2 or 3 for bf16",
+        )
+        require(
+            not (self.kind == "deepspeed" and self.zero_stage == 3 and self.compile),
+            "engine.compile",
+            self.compile,
+            "ZeRO-3 gathers weights within a layer, which is not compiled",
+            "use zero_stage 0, 1 or 2, or leave it out",
         )
 
 
@@ -70,9 +82,71 @@ class ResilienceConfig:
 
     commit_timeout_seconds: float = 600.0
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
+    on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
+    """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
+    spike_deviations: float | None = 12.0
+    """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
+    spike_window_steps: int = 128
+    """Recent healthy steps that a spike is measured against; with fewer of them there is none."""
+    max_rollbacks: int = 10
+    """Roll-backs in a run: the next anomaly ends the attempt. A resumed run may raise it."""
+    compare_replicas_every: int | None = 100
+    """Steps between two comparisons of what ranks hold in common. None: only before a save."""
+    max_restarts: int = 3
+    """Restarts in a row without a new checkpoint, by --nproc or --launcher srun; 0: never."""
+    min_world_size: int | None = None
+    """Ranks that a restart may go on with once nodes are gone. Left out: no fewer than before."""
+    term_grace_seconds: float = 30.0
+    """How long a process lives after SIGTERM (Slurm's KillWait): what does not fit is left out."""
+    hang_floor_seconds: float | None = 300.0
+    """A rank hangs that stays in a phase for so long at least. None: no watchdog (a debugger)."""
+    hang_factor: float = 10.0
+    """And for so many times the 99th percentile of the run's own durations of that phase."""
+    hang_start_up_seconds: float = 1800.0
+    """How long a phase may last that was measured fewer than five times: it compiles then."""
+    straggler_every: int | None = 50
+    """Steps between two comparisons of the ranks' own times, collectives left out. None: never."""
+    straggler_ratio: float = 1.3
+    """A rank whose own time is so many times that of the median rank is named, with the phase."""
+    end_margin_seconds: float = 20.0
+    """Be gone so long before the end of the job (Slurm's time limit, or --time-limit)."""
 
     def __post_init__(self) -> None:
-        require_positive("resilience", commit_timeout_seconds=self.commit_timeout_seconds)
+        require_positive(
+            "resilience",
+            commit_timeout_seconds=self.commit_timeout_seconds,
+            spike_deviations=self.spike_deviations,
+            max_rollbacks=self.max_rollbacks,
+            compare_replicas_every=self.compare_replicas_every,
+            min_world_size=self.min_world_size,
+            term_grace_seconds=self.term_grace_seconds,
+            hang_floor_seconds=self.hang_floor_seconds,
+            hang_factor=self.hang_factor,
+            hang_start_up_seconds=self.hang_start_up_seconds,
+            straggler_every=self.straggler_every,
+            end_margin_seconds=self.end_margin_seconds,
+        )
+        require(
+            self.spike_window_steps >= 8,
+            "resilience.spike_window_steps",
+            self.spike_window_steps,
+            "must be at least 8",
+            "a median and a deviation of fewer steps say little; 128 is usual",
+        )
+        require(
+            1.0 < self.straggler_ratio < math.inf,
+            "resilience.straggler_ratio",
+            self.straggler_ratio,
+            "must be above 1",
+            "1.3 names a rank that is 30 % later than the others",
+        )
+        require(
+            self.max_restarts >= 0,
+            "resilience.max_restarts",
+            self.max_restarts,
+            "is a number of restarts",
+            "give 0 for none",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ here is ever saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -57,6 +57,8 @@ class MicroBatch:
     """Packed rows only: 1, 2 ... for the documents of a row, 0 for padding."""
     position_ids_BL: NDArray[np.int32] | None = None
     """Packed rows only: positions, from 0 in every block."""
+    disturb: Callable[[Any], Any] | None = None
+    """A fault on purpose: what becomes of the losses of its forward pass."""
 
     @cached_property
     def checksum(self) -> int:

@@ -8,7 +8,9 @@ cannot change the number of ranks or the stage.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +25,23 @@ from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, deca
 from electra_dist.engine.protocol import (
     Fragment,
     LocalResult,
+    MayApply,
+    Question,
     StepSums,
+    disturbed,
     even_range,
     even_shares,
+    is_finite,
     to_batch,
 )
+from electra_dist.engine.waits import count_as_waiting
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.extensions import claim_extensions
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
+
+log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine:
@@ -42,6 +53,7 @@ class DeepSpeedEngine:
         world: this rank among the others.
         device: where this rank computes.
         make_batch: turns a micro-batch into tensors; tests replay recorded samples through it.
+        phases: the clock of this rank's main thread.
     """
 
     def __init__(
@@ -51,11 +63,15 @@ class DeepSpeedEngine:
         world: World,
         device: torch.device,
         make_batch: Callable[[MicroBatch, int, torch.device], Batch] = to_batch,
+        phases: Phases | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(device)
         self.device = device
         self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._config, self._world, self._make_batch = config, world, make_batch
+        self._phases = phases or Phases()
+        if device.type == "cpu":
+            count_as_waiting(deepspeed.comm.comm.cdb, self._phases)
         self._stage = config.engine.zero_stage
         num_micro_batches = config.batch.num_micro_batches
         num_passes = -(-num_micro_batches // world.world_size)
@@ -80,22 +96,40 @@ class DeepSpeedEngine:
             for module, parameter in self._engine.module.external_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """See `Engine.step`. A non-finite gradient changes no weight."""
+    @property
+    def module(self) -> nn.Module:
+        """See `Engine.module`."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """See `Engine.step`."""
         self._engine.train()
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         sums = StepSums()
-        norm = math.nan
-        for number, micro_batch in enumerate(micro_batches, start=1):
+        question = Question(lambda: sums.result(self._grad_norm()), may_apply)
+        self.optimizer.may_apply = question.ask
+        for micro_batch in micro_batches:
             random.seed_dropout(self._config.seed, micro_batch.step, micro_batch.index)
-            losses = self._engine(self._make_batch(micro_batch, self._config.seed, self.device))
-            self._engine.backward(losses.total * (self._loss_scale if micro_batch.is_real else 0.0))
-            if self._stage == 0 and number == len(micro_batches):
-                norm = self._clip_replicated()
-            self._engine.step()
+            scale = self._loss_scale if micro_batch.is_real else 0.0
+            with self._phases.enter("forward"):
+                batch = self._make_batch(micro_batch, self._config.seed, self.device)
+                losses = disturbed(self._engine(batch), micro_batch)
+            with self._phases.enter("backward"):
+                self._engine.backward(losses.total * scale)
             sums.add(micro_batch, losses)
-        return sums.result(norm if self._stage == 0 else float(self._engine.get_global_grad_norm()))
+            with self._phases.enter("optimizer"):
+                self._engine.step()
+        # Stages 1 to 3 leave an update out by themselves, on all ranks, where the norm is not
+        # finite: the optimizer has not asked then.
+        question.ask()
+        return question.local
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -119,6 +153,16 @@ class DeepSpeedEngine:
         """See `Engine.owned_fragments`: at stage 0 an even share of the copies, else the shards."""
         local = self.local_fragments()
         return local if self._stage > 0 else even_shares(local, self._world)
+
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.shared_tensors`.
+
+        Stage 0: all weights and moments. Stages 1 and 2: the weights that the model computes with.
+        Stage 3: none.
+        """
+        if self._stage == 0:
+            return ((f"{f.parameter}/{f.kind}", f.values) for f in self.local_fragments())
+        return iter(self._parameters.items() if self._stage < 3 else ())
 
     @torch.no_grad()
     def state_restored(self) -> None:
@@ -160,15 +204,18 @@ class DeepSpeedEngine:
             return None
         return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start
 
-    def _clip_replicated(self) -> float:
-        """Stage 0 gives no norm and would write a NaN into weights: clip here, veto the update."""
-        norm = clip_gradients(self._engine.module, self._config.optim.clip_norm)
-        self.optimizer.may_apply = math.isfinite(norm)
-        return norm
+    def _grad_norm(self) -> float:
+        """Of this step, when the optimizer asks. Stage 0 gives none and clips here."""
+        if self._stage == 0:
+            return clip_gradients(self._engine.module, self._config.optim.clip_norm)
+        norm = float(self._zero._global_grad_norm)
+        return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
 
 
 def _import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed and start its communication layer on the process group that is there."""
+    for lock in claim_extensions(os.environ):
+        log.warning("%s was left by a compilation that died; removed", lock)
     import deepspeed
 
     if device.type == "cpu":

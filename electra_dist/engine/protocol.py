@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
@@ -26,7 +29,20 @@ class LocalResult:
     checksum: int
     """Sum modulo 2**64 of the checksums of the micro-batches that were given to the model."""
     grad_norm: float
-    """Global norm of the joint gradient before clipping; the same on every rank."""
+    """Global norm of the joint gradient before clipping, NaN where it is not finite: the same on
+    every rank."""
+    micro_batch_losses: Mapping[int, float] = field(default_factory=dict)
+    """Loss of each real micro-batch that this rank ran, by its index in the step."""
+
+
+MayApply = Callable[[LocalResult], bool]
+"""The question of an update: may it change weights? Every rank is asked at the same time, and all
+must answer alike; it may be collective."""
+
+
+def is_finite(local: LocalResult) -> bool:
+    """The least that must hold, and without other ranks' losses all that can be known."""
+    return math.isfinite(local.grad_norm)
 
 
 class Fragment(NamedTuple):
@@ -48,8 +64,22 @@ class Engine(Protocol):
     device: torch.device
     parameter_shapes: dict[str, tuple[int, ...]]
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """Forward, backward over a rank's passes (as many on all ranks), one clip, one update."""
+    @property
+    def module(self) -> nn.Module:
+        """The joint module with the weights that the engine computes with."""
+        ...
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """Forward, backward over a rank's passes (as many on all ranks), one clip, one update.
+
+        `may_apply` is asked once, on every rank, when gradients and their norm are known and no
+        weight has changed. After a no all weights and moments are as they were, bit for bit.
+        """
         ...
 
     def evaluate(self, batch: Batch) -> Losses:
@@ -64,6 +94,10 @@ class Engine(Protocol):
         """What this rank saves: the ranks' parts cover every element once."""
         ...
 
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What every rank holds, by name, and must hold bit for bit alike between two steps."""
+        ...
+
     def state_restored(self) -> None:
         """Bring the weights that the model computes with in line with the restored fragments."""
         ...
@@ -73,32 +107,83 @@ class Engine(Protocol):
         ...
 
 
+COMPUTED_PADDING = 1 / 16
+"""Share of a micro-batch up to which padding is computed: leaving out less costs more in copies
+than it saves."""
+
+
 def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
     """A micro-batch on `device` with its sampling noise; no attention mask where none is padded.
 
-    Its arrays cross to the device as small as they are and are widened there.
+    Its arrays cross to the device as small as they are and are widened there. Columns that are
+    padding in all rows, and slots that no row uses, are cut off.
+    """
+    num_tokens_B = micro_batch.num_tokens_B
+    width = micro_batch.input_ids_BL.shape[1]
+    # A multiple of 8, which tensor cores ask for.
+    length = min(width, -(-int(num_tokens_B.max(initial=1)) // 8) * 8)
+    num_slots = max(1, int((micro_batch.masked_weights_BN > 0).sum(axis=1).max(initial=1)))
+    padding = 1.0 - float(num_tokens_B.sum()) / max(1, len(num_tokens_B) * length)
+    mask_BL = np.arange(length) < num_tokens_B[:, None]
+
+    def moved(array: Array, columns: int) -> Tensor:
+        cut = np.ascontiguousarray(array[:, :columns])
+        return torch.from_numpy(cut).to(device, non_blocking=True)
+
+    blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
+    uniforms_BN = random.sampling_uniforms(
+        micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
+    )
+    return Batch(
+        input_ids_BL=moved(micro_batch.input_ids_BL, length).long(),
+        masked_ids_BL=moved(micro_batch.masked_ids_BL, length).long(),
+        token_type_ids_BL=moved(micro_batch.token_type_ids_BL, length).long(),
+        attention_mask_BL=moved(mask_BL, length) if padding else None,
+        masked_positions_BN=moved(micro_batch.masked_positions_BN, num_slots).long(),
+        masked_weights_BN=moved(micro_batch.masked_weights_BN, num_slots),
+        uniforms_BN=uniforms_BN[:, :num_slots].contiguous().to(device, non_blocking=True),
+        block_ids_BL=None if blocks is None else moved(blocks, length),
+        position_ids_BL=None if positions is None else moved(positions, length),
+        places_T=(
+            torch.from_numpy(np.flatnonzero(mask_BL)).to(device, non_blocking=True)
+            if padding > COMPUTED_PADDING
+            else None
+        ),
+    )
+
+
+def disturbed(losses: Losses, micro_batch: MicroBatch) -> Losses:
+    """The losses of a training pass, unless a fault on purpose makes others of them."""
+    if micro_batch.disturb is None:
+        return losses
+    wrong: Losses = micro_batch.disturb(losses)
+    return wrong
+
+
+class Question:
+    """May this step's update change weights? Asked once, however often an optimizer steps.
+
+    Args:
+        local: this rank's part of the step; called once the gradient's norm is known.
+        may_apply: who answers.
     """
 
-    def widened(array: Array) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True).long()
+    def __init__(self, local: Callable[[], LocalResult], may_apply: MayApply) -> None:
+        self._local, self._may_apply = local, may_apply
 
-    num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
-    length = micro_batch.input_ids_BL.shape[1]
-    blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
-    has_padding = bool((micro_batch.num_tokens_B < length).any())
-    return Batch(
-        input_ids_BL=widened(micro_batch.input_ids_BL),
-        masked_ids_BL=widened(micro_batch.masked_ids_BL),
-        token_type_ids_BL=widened(micro_batch.token_type_ids_BL),
-        attention_mask_BL=torch.arange(length) < num_tokens_B[:, None] if has_padding else None,
-        masked_positions_BN=widened(micro_batch.masked_positions_BN),
-        masked_weights_BN=torch.from_numpy(micro_batch.masked_weights_BN),
-        uniforms_BN=random.sampling_uniforms(
-            micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
-        ),
-        block_ids_BL=None if blocks is None else torch.from_numpy(blocks),
-        position_ids_BL=None if positions is None else torch.from_numpy(positions),
-    ).to(device)
+    @cached_property
+    def local(self) -> LocalResult:
+        """This rank's part of the step."""
+        return self._local()
+
+    @cached_property
+    def answer(self) -> bool:
+        """The same on every rank."""
+        return self._may_apply(self.local)
+
+    def ask(self) -> bool:
+        """What an optimizer calls before it changes anything."""
+        return self.answer
 
 
 class StepSums:
@@ -106,6 +191,7 @@ class StepSums:
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
+        self._indices: list[int] = []
         self._tokens = 0
         self._checksum = 0
 
@@ -122,18 +208,21 @@ class StepSums:
                     ]
                 )
             )
+            self._indices.append(micro_batch.index)
             self._tokens += int(micro_batch.num_tokens_B.sum())
             self._checksum += micro_batch.checksum
 
     def result(self, grad_norm: float) -> LocalResult:
         """The sums as plain numbers, added in float64."""
-        totals = torch.stack(self._losses).double().sum(dim=0).tolist()
+        losses = torch.stack(self._losses).double()
+        totals = losses.sum(dim=0).tolist()
         names = ("loss", "generator_loss", "discriminator_loss", "replaced_share")
         sums = dict(zip(names, totals, strict=True))
         return LocalResult(
             sums={**sums, "tokens": float(self._tokens)},
             checksum=self._checksum % 2**64,
-            grad_norm=grad_norm,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else math.nan,
+            micro_batch_losses=dict(zip(self._indices, losses[:, 0].tolist(), strict=True)),
         )
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
-from electra_dist.engine.protocol import Fragment, LocalResult, StepSums, even_shares, to_batch
+from electra_dist.engine.protocol import (
+    Fragment,
+    LocalResult,
+    MayApply,
+    Question,
+    StepSums,
+    disturbed,
+    even_shares,
+    is_finite,
+    to_batch,
+)
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 
 
@@ -28,12 +38,14 @@ class ReferenceEngine:
         world: World,
         device: torch.device,
         make_batch: Callable[[MicroBatch, int, torch.device], Batch] = to_batch,
+        phases: Phases | None = None,
     ) -> None:
         self.device = device
         self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._model = model.to(device)
         self._parameters = dict(self._model.named_parameters())
         self._config, self._world, self._make_batch = config, world, make_batch
+        self._phases = phases or Phases()
         optim = config.optim
         self.optimizer = ElectraAdam(
             decay_groups(self._model, optim.weight_decay),
@@ -42,24 +54,40 @@ class ReferenceEngine:
             eps=optim.eps,
         )
 
-    def step(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> LocalResult:
-        """See `Engine.step`. A non-finite gradient changes no weight."""
+    @property
+    def module(self) -> nn.Module:
+        """See `Engine.module`."""
+        return self._model
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learning_rate: float,
+        may_apply: MayApply = is_finite,
+    ) -> LocalResult:
+        """See `Engine.step`."""
         self._model.train()
         sums = StepSums()
         for micro_batch in micro_batches:
             if micro_batch.is_real:
                 random.seed_dropout(self._config.seed, micro_batch.step, micro_batch.index)
-                losses = self._model(self._make_batch(micro_batch, self._config.seed, self.device))
-                (losses.total / self._config.batch.num_micro_batches).backward()
+                with self._phases.enter("forward"):
+                    batch = self._make_batch(micro_batch, self._config.seed, self.device)
+                    losses = disturbed(self._model(batch), micro_batch)
+                with self._phases.enter("backward"):
+                    (losses.total / self._config.batch.num_micro_batches).backward()
                 sums.add(micro_batch, losses)
-        self._sum_gradients_over_ranks()
-        norm = clip_gradients(self._model, self._config.optim.clip_norm)
+        with self._phases.enter("reduce"):
+            self._sum_gradients_over_ranks()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if math.isfinite(norm):
+        with self._phases.enter("optimizer"):
+            norm = clip_gradients(self._model, self._config.optim.clip_norm)
+            question = Question(lambda: sums.result(norm), may_apply)
+            self.optimizer.may_apply = question.ask
             self.optimizer.step()
-        self.optimizer.zero_grad()
-        return sums.result(norm)
+            self.optimizer.zero_grad()
+        return question.local
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -79,6 +107,10 @@ class ReferenceEngine:
     def owned_fragments(self) -> Iterator[Fragment]:
         """See `Engine.owned_fragments`: an even share of every parameter."""
         return even_shares(self.local_fragments(), self._world)
+
+    def shared_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Engine.shared_tensors`: all weights and moments."""
+        return ((f"{f.parameter}/{f.kind}", f.values) for f in self.local_fragments())
 
     def state_restored(self) -> None:
         """The model computes with the master weights themselves: nothing to do."""

@@ -12,7 +12,6 @@ exec, and not by `preexec_fn`, which may deadlock when the calling process has t
 kills is safe to kill: a checkpoint exists whole or not at all.
 """
 
-import json
 import logging
 import os
 import signal
@@ -20,11 +19,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+from electra_dist.config import variables
+from electra_dist.launch.records import attempt_folder, newest_attempt, read_json
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def run_ranks(
     *,
     grace_seconds: float = 10.0,
     kill_seconds: float = 15.0,
+    signals: "Signals | None" = None,
 ) -> int:
     """Run `command` as `num_ranks` ranks, forward signals to them, and return when all are gone.
 
@@ -77,36 +79,62 @@ def run_ranks(
         grace_seconds: after a rank died with an error, how long the others may find out by
             themselves, and log who is missing, before they get SIGTERM.
         kill_seconds: after that SIGTERM, how long until SIGKILL.
+        signals: those of a caller that has replaced the handlers itself.
 
     Returns:
         0 if every rank ended with 0; 75 if this attempt's exit.json says stopped, state saved;
         2 if rank 0 ended with 2 (the user's mistake); else 1.
     """
-    first_attempt = _newest_attempt(run_folder) + 1
-    received: list[signal.Signals] = []
-    ranks: list[subprocess.Popen[bytes]] = []
-    with _signals_into(received):
-        try:
-            port = free_port()
-            ranks.extend(
-                _start(command, _rank_environ(environ, rank, num_ranks, port))
-                for rank in range(num_ranks)
-            )
-            _wait(ranks, received, grace_seconds, kill_seconds)
-        finally:
-            for process in ranks:
-                if process.poll() is None:
-                    _kill_session(process)
-    codes = [process.wait() for process in ranks]
+    first_attempt = newest_attempt(run_folder) + 1
+    port = free_port()
+    environs = [_rank_environ(environ, rank, num_ranks, port) for rank in range(num_ranks)]
+    codes = run_processes(
+        command, environs, grace_seconds=grace_seconds, kill_seconds=kill_seconds, signals=signals
+    )
     if not any(codes):
         return 0
-    if _exit_of(run_folder, first_attempt) == ("stopped", STOPPED):
+    ended = read_json(attempt_folder(run_folder, first_attempt) / "exit.json")
+    if (ended.get("reason"), ended.get("exit_code")) == ("stopped", STOPPED):
         return STOPPED
     if codes[0] == USER_MISTAKE:
         return USER_MISTAKE
     if USER_MISTAKE in codes:  # only rank 0 speaks of mistakes, and it made none
         log.error("rank %d %s", codes.index(USER_MISTAKE), _in_words(USER_MISTAKE))
     return 1
+
+
+def run_processes(
+    command: list[str],
+    environs: Sequence[Mapping[str, str]],
+    *,
+    grace_seconds: float,
+    kill_seconds: float,
+    signals: "Signals | None" = None,
+    is_lost: Callable[[], bool] = lambda: False,
+    program: str | None = None,
+) -> list[int]:
+    """Run `command` once in each environment, forward signals, and return the exit codes.
+
+    Args:
+        command: program and arguments.
+        environs: of each process.
+        grace_seconds: as in `run_ranks`.
+        kill_seconds: as in `run_ranks`.
+        signals: as in `run_ranks`.
+        is_lost: whether the processes, though they live, have lost what they need.
+        program: what they are, for the log; None: ranks.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with nullcontext(signals) if signals is not None else forwarded_signals() as received:
+        try:
+            launched = {variables.LAUNCHED: repr(time.time())}
+            processes.extend(_start(command, {**environ, **launched}) for environ in environs)
+            _wait(processes, received.pending, grace_seconds, kill_seconds, is_lost, program)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    _kill_session(process)
+    return [process.wait() for process in processes]
 
 
 def free_port() -> int:
@@ -135,19 +163,30 @@ def _start(command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[b
     return subprocess.Popen([*shim, *command], env=dict(environ), start_new_session=True)
 
 
+class Signals:
+    """What a launcher has received."""
+
+    def __init__(self) -> None:
+        self.pending: list[signal.Signals] = []
+        """Not yet handed on."""
+        self.first: signal.Signals | None = None
+
+
 @contextmanager
-def _signals_into(received: list[signal.Signals]) -> Iterator[None]:
+def forwarded_signals() -> Iterator[Signals]:
     """Collect forwarded signals while the block runs; a signal that is ignored (nohup) stays so."""
+    received = Signals()
 
     def note(number: int, _frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
+        received.first = received.first or signal.Signals(number)
+        received.pending.append(signal.Signals(number))
 
     old = {s: signal.getsignal(s) for s in FORWARDED}
     for number, handler in old.items():
         if handler not in (signal.SIG_IGN, None):
             signal.signal(number, note)
     try:
-        yield
+        yield received
     finally:
         for number, handler in old.items():
             if handler is not None:  # None is a handler that was not set from Python.
@@ -159,6 +198,8 @@ def _wait(
     received: list[signal.Signals],
     grace_seconds: float,
     kill_seconds: float,
+    is_lost: Callable[[], bool],
+    program: str | None,
 ) -> None:
     """Return when all ranks are gone, or when those that outlive a dead one must be killed."""
     died_at: float | None = None
@@ -179,7 +220,10 @@ def _wait(
                 died_at = now
                 code = ranks[dead[0]].returncode
                 if code != USER_MISTAKE:  # that one rank 0 says in a sentence of its own
-                    log.error("rank %d %s; ending the others", dead[0], _in_words(code))
+                    others = "; ending the others" if len(ranks) > 1 else ""
+                    log.error("%s %s%s", program or f"rank {dead[0]}", _in_words(code), others)
+            elif is_lost():
+                died_at = now
         elif now > died_at + grace_seconds + kill_seconds:
             return
         elif now > died_at + grace_seconds and not was_terminated:
@@ -203,19 +247,3 @@ def _kill_session(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a rank, if it lives, and to its data workers: they share its process group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _newest_attempt(run_folder: Path) -> int:
-    attempts = run_folder / "attempts"
-    if not attempts.is_dir():
-        return 0
-    return max((int(path.name) for path in attempts.iterdir() if path.name.isdigit()), default=0)
-
-
-def _exit_of(run_folder: Path, attempt: int) -> tuple[Any, Any] | None:
-    """(reason, exit_code) of an attempt's exit.json, or None: then it crashed."""
-    try:
-        value = json.loads((run_folder / "attempts" / f"{attempt:04d}" / "exit.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return (value.get("reason"), value.get("exit_code")) if isinstance(value, dict) else None

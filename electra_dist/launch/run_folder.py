@@ -5,23 +5,29 @@ checkpoints/ (contracts, section 3). A run may be writing while this reads: half
 files are passed over.
 """
 
-import json
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from electra_dist.errors import UserError
+from electra_dist.launch.goodput import WORDS, read_attempts, split
+from electra_dist.launch.heartbeats import RankBeat, heartbeats, in_words
+from electra_dist.launch.records import (
+    TAIL_BYTES,
+    attempt_folders,
+    complete_checkpoints,
+    number,
+    read_json,
+    read_lines,
+    section,
+)
 
 SILENT_AFTER_SECONDS = 120.0
 """A run without exit.json that has written nothing for this long, and for five times its usual
 interval, is called silent: it crashed, hangs, or computes something very long."""
 
 NUM_EVENTS = 5
-
-TAIL_BYTES = 1 << 20
-"""As much is read of the end of metrics.jsonl and events.jsonl: some 2,000 lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,7 @@ class RunStatus:
     name: str
     recipe: str | None
     state: str
-    """not started, running, silent, or why the newest attempt ended (finished, stopped, ...)."""
+    """not started, running, silent, restarting, or why the newest attempt ended (finished, ...)."""
     silent_seconds: float | None
     """Since the run last wrote anything."""
     step: int
@@ -59,8 +65,12 @@ class RunStatus:
     checkpoints: list[str]
     """Names of the complete checkpoints, oldest first."""
     attempts: list[AttemptStatus]
+    heartbeats: list[RankBeat]
+    """Where each rank of the newest attempt was at its node's last sign of life."""
     events: list[dict[str, Any]]
     """The newest few."""
+    goodput: dict[str, Any] | None
+    """Where the wall time of all attempts went; None for runs of versions that did not keep it."""
 
     @property
     def is_running(self) -> bool:
@@ -85,19 +95,24 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
             f"{run} is not a run folder, it has neither config.json nor attempts: "
             "give the folder that pretrain got as --out."
         )
-    config = _read_json(run / "config.json")
-    schedule = _section(config, "schedule")
-    lines = [line for line in _tail(run / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    config = read_json(run / "config.json")
+    schedule = section(config, "schedule")
+    lines = read_lines(run / "metrics.jsonl", TAIL_BYTES)
+    lines = [line for line in lines if isinstance(line.get("step"), int)]
     newest = lines[-1] if lines else {}
-    timing = _section(newest, "timing")
+    timing = section(newest, "timing")
     checkpoints = complete_checkpoints(run)
     attempts = _attempts(run)
-    silent_seconds = _silent_seconds(run, time.time() if now is None else now)
+    now = time.time() if now is None else now
+    silent_seconds = _silent_seconds(run, now)
     state = _state(attempts, silent_seconds, _usual_interval(lines))
+    if _waits_for_restart(run, attempts, silent_seconds):
+        state = "restarting"
+    goodput = split(read_attempts(run), now if state == "running" else None)
     num_steps = schedule.get("num_steps")
     steps = [newest.get("step", 0), *(int(name.removeprefix("step_")) for name in checkpoints[-1:])]
     steps += [a.step for a in attempts[-1:] if a.step is not None]
-    step_seconds = _number(timing.get("step_seconds"))
+    step_seconds = number(timing.get("step_seconds"))
     left = (schedule.get("stop_step") or num_steps or 0) - max(steps)
     has_eta = state == "running" and step_seconds is not None and left >= 0
     return RunStatus(
@@ -109,23 +124,17 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
         step=max(steps),
         num_steps=num_steps,
         metrics={k: v for k, v in newest.items() if k not in ("eval", "timing")},
-        tokens_per_s=_number(timing.get("tokens_per_s")),
+        tokens_per_s=number(timing.get("tokens_per_s")),
         eta_seconds=step_seconds * left if has_eta and step_seconds is not None else None,
         held_out=next(
-            ({"step": x["step"], **x["eval"]} for x in reversed(lines) if _section(x, "eval")), None
+            ({"step": x["step"], **x["eval"]} for x in reversed(lines) if section(x, "eval")), None
         ),
         checkpoints=checkpoints,
         attempts=attempts,
-        events=_tail(run / "events.jsonl")[-NUM_EVENTS:],
+        heartbeats=heartbeats(run, time.time() if now is None else now),
+        events=read_lines(run / "events.jsonl", TAIL_BYTES)[-NUM_EVENTS:],
+        goodput=asdict(goodput) if goodput else None,
     )
-
-
-def complete_checkpoints(run: Path) -> list[str]:
-    """Names (step_00001000) of the checkpoints that have a manifest, oldest first."""
-    folders = (run / "checkpoints").glob("step_*/manifest.json")
-    names = [path.parent.name for path in folders]
-    # Whole names only: step_N.tmp-3, .bad and .abandoned are no checkpoints to go by.
-    return sorted(n for n in names if re.fullmatch(r"step_\d+", n))
 
 
 def as_json(status: RunStatus) -> dict[str, Any]:
@@ -138,8 +147,9 @@ def render(status: RunStatus) -> str:
     total = f" of {status.num_steps:,}" if status.num_steps else ""
     share = f" ({100 * status.step / status.num_steps:.1f} %)" if status.num_steps else ""
     recipe = f" (recipe {status.recipe})" if status.recipe else ""
+    folder = f"  {status.folder}" if status.folder != status.name else ""
     rows = [
-        ("run", f"{status.name}{recipe}  {status.folder}"),
+        ("run", f"{status.name}{recipe}{folder}"),
         ("state", _state_in_words(status)),
         ("step", f"{status.step:,}{total}{share}"),
     ]
@@ -153,7 +163,11 @@ def render(status: RunStatus) -> str:
         values = {k: v for k, v in status.held_out.items() if k != "step"}
         rows.append(("held out", f"at {status.held_out['step']:,}: {_numbers(values)}"))
     newest = status.checkpoints[-1] if status.checkpoints else "none"
+    if status.heartbeats and status.state in ("running", "silent"):
+        rows.append(("ranks", in_words(status.heartbeats)))
     rows.append(("checkpoint", f"{newest}, {len(status.checkpoints)} complete"))
+    if status.goodput is not None:
+        rows.append(("time", time_in_words(status.goodput)))
     rows += [(f"attempt {a.number}", _attempt_in_words(a, status)) for a in status.attempts[-5:]]
     rows += [("event", _event_in_words(event)) for event in status.events]
     return "\n".join(f"{label:<12}{text}" for label, text in rows)
@@ -171,10 +185,24 @@ def span(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def time_in_words(goodput: dict[str, Any]) -> str:
+    """The wall time and its parts, largest first, those under a thousandth left out."""
+    whole = goodput["wall_seconds"]
+    parts = sorted(goodput["seconds"].items(), key=lambda item: -item[1])
+    shares = [
+        f"{WORDS[part]} {100 * seconds / whole:.1f} %"
+        for part, seconds in parts
+        if seconds > whole / 1000
+    ]
+    return f"{span(whole)}: {', '.join(shares)}"
+
+
 def _state_in_words(status: RunStatus) -> str:
     age = "" if status.silent_seconds is None else span(status.silent_seconds)
     if status.state == "running":
         return f"running, last sign of life {age} ago"
+    if status.state == "restarting":
+        return f"waiting to restart after a crash, {age} ago"
     if status.state == "silent":
         return f"silent for {age} without having ended: it crashed or hangs (see attempts/*/*.log)"
     return f"{status.state}, {age} ago" if age and status.attempts else status.state
@@ -189,7 +217,9 @@ def _attempt_in_words(attempt: AttemptStatus, status: RunStatus) -> str:
 
 
 def _event_in_words(event: dict[str, Any]) -> str:
-    details = {k: v for k, v in event.items() if k not in ("time", "event", "attempt", "rank")}
+    hidden = ("time", "event", "attempt", "rank")
+    # Events of older versions say cause=null where nobody asked.
+    details = {k: v for k, v in event.items() if k not in hidden and v is not None}
     said = "  ".join(f"{k}={v}" for k, v in details.items())
     return f"{event.get('time', '?')}  {event.get('event', '?')}  {said}".rstrip()
 
@@ -197,8 +227,8 @@ def _event_in_words(event: dict[str, Any]) -> str:
 def _numbers(values: dict[str, Any]) -> str:
     cells = []
     for name, value in values.items():
-        number = _number(value)
-        cells.append(f"{name} {value if number is None else format(number, '.4g')}")
+        found = number(value)
+        cells.append(f"{name} {value if found is None else format(found, '.4g')}")
     return "  ".join(cells)
 
 
@@ -211,20 +241,34 @@ def _state(attempts: list[AttemptStatus], silent: float | None, usual_interval: 
     return "running" if silent is not None and silent <= patience else "silent"
 
 
+def _waits_for_restart(run: Path, attempts: list[AttemptStatus], silent: float | None) -> bool:
+    """Whether a supervisor has said that it would start the ranks again, and still may."""
+    last = (read_lines(run / "supervisor.jsonl", TAIL_BYTES) or [{}])[-1]
+    newest = attempts[-1].number if attempts else None
+    patience = SILENT_AFTER_SECONDS + (number(last.get("delay_seconds")) or 0.0)
+    return (
+        last.get("action") == "restart"
+        and last.get("attempt") in (None, newest)
+        and silent is not None
+        and silent <= patience
+    )
+
+
 def _usual_interval(lines: list[dict[str, Any]]) -> float:
     """Seconds between the last two logged steps, 0 if unknown."""
     if len(lines) < 2:
         return 0.0
-    seconds = _number(_section(lines[-1], "timing").get("step_seconds")) or 0.0
+    seconds = number(section(lines[-1], "timing").get("step_seconds")) or 0.0
     return seconds * float(lines[-1]["step"] - lines[-2]["step"])
 
 
 def _silent_seconds(run: Path, now: float) -> float | None:
     """Age of the newest thing that the run wrote; never under 0, for clocks of hosts differ."""
-    signs = [run / "metrics.jsonl", run / "events.jsonl", run / "checkpoints"]
+    names = ("metrics.jsonl", "events.jsonl", "supervisor.jsonl", "checkpoints")
+    signs = [run / name for name in names]
     signs += run.glob("heartbeat/*")
     # Of the newest attempt only: old ones may hold hundreds of thousands of logs.
-    for newest in _attempt_folders(run)[-1:]:
+    for newest in attempt_folders(run)[-1:]:
         signs += [newest, *newest.iterdir()]
     times = []
     for path in signs:
@@ -235,16 +279,10 @@ def _silent_seconds(run: Path, now: float) -> float | None:
     return max(0.0, now - max(times)) if times else None
 
 
-def _attempt_folders(run: Path) -> list[Path]:
-    """Oldest first."""
-    folders = [p for p in run.glob("attempts/*") if p.name.isdigit()]
-    return sorted(folders, key=lambda p: int(p.name))
-
-
 def _attempts(run: Path) -> list[AttemptStatus]:
     found = []
-    for folder in _attempt_folders(run):
-        value = _read_json(folder / "exit.json")
+    for folder in attempt_folders(run):
+        value = read_json(folder / "exit.json")
         found.append(
             AttemptStatus(
                 number=int(folder.name),
@@ -254,41 +292,3 @@ def _attempts(run: Path) -> list[AttemptStatus]:
             )
         )
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty if it is missing or half-written."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The whole records in the last TAIL_BYTES of a .jsonl file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def _section(value: dict[str, Any], name: str) -> dict[str, Any]:
-    section = value.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number else None

@@ -10,9 +10,8 @@ here.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +23,9 @@ from torch import Tensor
 from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.hub_names import hf_names
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.special_tokens import special_tokens, token_ids
-
-_EMBEDDINGS = {
-    "embeddings.word.weight": "electra.embeddings.word_embeddings.weight",
-    "embeddings.position.weight": "electra.embeddings.position_embeddings.weight",
-    "embeddings.token_type.weight": "electra.embeddings.token_type_embeddings.weight",
-    "embeddings.layer_norm.weight": "electra.embeddings.LayerNorm.weight",
-    "embeddings.layer_norm.bias": "electra.embeddings.LayerNorm.bias",
-}
-_PROJECT = {
-    f"encoder.embeddings_project.{part}": f"electra.embeddings_project.{part}"
-    for part in ("weight", "bias")
-}
-_LAYER = {
-    "attention_output": "attention.output.dense",
-    "attention_layer_norm": "attention.output.LayerNorm",
-    "ffn_in": "intermediate.dense",
-    "ffn_out": "output.dense",
-    "ffn_layer_norm": "output.LayerNorm",
-}
-_QKV = ("query", "key", "value")
-_HEADS = {
-    "discriminator": {
-        "head.dense": "discriminator_predictions.dense",
-        "head.out": "discriminator_predictions.dense_prediction",
-    },
-    "generator": {
-        "head.dense": "generator_predictions.dense",
-        "head.layer_norm": "generator_predictions.LayerNorm",
-    },
-}
 
 
 def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
@@ -80,59 +50,85 @@ def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
         _export_tower(model, "discriminator", tokenizer, folder)
 
 
-def load(folder: Path) -> JointElectra:
-    """A joint module from a Hugging Face ELECTRA folder.
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What a Hugging Face folder holds."""
 
-    Reads ElectraForPreTraining and ElectraModel into the discriminator, and `folder`/generator
-    (ElectraForMaskedLM) if it is there into the generator; a lone ElectraForMaskedLM becomes an
-    `mlm` module. Heads and a generator that the folder lacks stay freshly initialized.
+    config: RunConfig
+    """Shapes as its config.json says; the generator's only if `has_generator`."""
+    weights: dict[str, Tensor]
+    """By our names. Heads, or a tower, that it lacks are left out."""
+    tokenizer: Path | None
+    """Its tokenizer.json or vocab.txt."""
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether a generator came with it."""
+        return any(name.startswith("generator.") for name in self.weights)
+
+
+def read(folder: Path, generator: Path | None = None) -> Imported:
+    """The weights in a Hugging Face ELECTRA folder, by our names.
+
+    ElectraForPreTraining and ElectraModel are the discriminator, `generator` (or else
+    `folder`/generator, if it is there) an ElectraForMaskedLM beside it; a lone ElectraForMaskedLM
+    is an `mlm` module.
 
     Raises:
-        UserError: no ELECTRA model there, or one of a shape that this encoder does not have.
+        UserError: no ELECTRA model there, one of a shape that this encoder does not have, or two
+            that do not share their embeddings.
     """
-    hf = _read_config(folder)
-    weights = _read_weights(folder)
+    hf, weights = _read_config(folder), _read_weights(folder)
     is_masked_lm = any(name.startswith("generator_predictions.") for name in weights)
     config = _config_from_hf(hf, folder)
-    generator_folder = folder / "generator"
+    if is_masked_lm and generator is not None:
+        raise UserError(
+            f"{folder} is an ElectraForMaskedLM itself; give the ElectraForPreTraining folder with "
+            f"its generator {generator}, or leave the generator out"
+        )
+    towers = {"generator" if is_masked_lm else "discriminator": (folder, weights)}
+    beside = generator or folder / "generator"
     if is_masked_lm:
         config = replace(config, objective=ObjectiveConfig(name="mlm"))
-    elif (generator_folder / "config.json").is_file():
-        generator = _config_from_hf(_read_config(generator_folder), generator_folder).model
-        config = replace(
-            config,
-            model=replace(
-                config.model,
-                generator_num_layers=generator.num_layers,
-                generator_hidden_size=generator.hidden_size,
-            ),
-        )
-    model = JointElectra(config)
-    _fill(model, "generator" if is_masked_lm else "discriminator", weights, folder)
-    if not is_masked_lm and (generator_folder / "config.json").is_file():
-        _fill(model, "generator", _read_weights(generator_folder), generator_folder)
+    elif generator is not None or (beside / "config.json").is_file():
+        theirs = _config_from_hf(_read_config(beside), beside).model
+        size = {
+            "generator_num_layers": theirs.num_layers,
+            "generator_hidden_size": theirs.hidden_size,
+        }
+        config = replace(config, model=replace(config.model, **size))
+        towers["generator"] = (beside, _read_weights(beside))
+    ours: dict[str, Tensor] = {}
+    with torch.device("meta"):
+        model = JointElectra(config)
+    for tower, (place, found) in towers.items():
+        for name, value in _translated(model, tower, found, place):
+            if name in ours and not torch.equal(ours[name], value):
+                raise UserError(
+                    f"{beside} and {folder} do not share {name}, which our towers do; import "
+                    f"{folder} without a generator"
+                )
+            ours[name] = value
+    files = [folder / name for name in ("tokenizer.json", "vocab.txt")]
+    tokenizer = next((path for path in files if path.is_file()), None)
+    return Imported(config=config, weights=ours, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def load(folder: Path) -> JointElectra:
+    """A joint module from a Hugging Face ELECTRA folder, see `read`.
+
+    Heads and a generator that the folder lacks stay freshly initialized.
+
+    Raises:
+        UserError: as `read`.
+    """
+    imported = read(folder)
+    model = JointElectra(imported.config)
+    parameters = dict(model.named_parameters())
+    for name, value in imported.weights.items():
+        parameters[name].copy_(value)
     return model
-
-
-def hf_names(tower: str, num_layers: int, *, has_project: bool) -> dict[str, tuple[str, ...]]:
-    """Our parameter name -> theirs, for one tower; three where theirs splits ours equally."""
-    names: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in _EMBEDDINGS.items()}
-    if has_project:
-        names |= {f"{tower}.{ours}": (theirs,) for ours, theirs in _PROJECT.items()}
-    for i in range(num_layers):
-        ours, theirs = f"{tower}.encoder.layers.{i}", f"electra.encoder.layer.{i}"
-        for part in ("weight", "bias"):
-            names[f"{ours}.qkv.{part}"] = tuple(
-                f"{theirs}.attention.self.{one}.{part}" for one in _QKV
-            )
-            for mine, other in _LAYER.items():
-                names[f"{ours}.{mine}.{part}"] = (f"{theirs}.{other}.{part}",)
-    for mine, other in _HEADS[tower].items():
-        for part in ("weight", "bias"):
-            names[f"{tower}.{mine}.{part}"] = (f"{other}.{part}",)
-    if tower == "generator":
-        names["generator.head.bias"] = ("generator_lm_head.bias",)
-    return names
 
 
 def _names_of(model: JointElectra, tower: str) -> dict[str, tuple[str, ...]]:
@@ -254,19 +250,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-@torch.no_grad()
-def _fill(model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path) -> None:
+def _translated(
+    model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """A tower's weights by our names, their shapes checked against its config.json."""
     parameters = dict(model.named_parameters())
     for ours, theirs in _names_of(model, tower).items():
-        is_head = re.match(rf"{tower}\.head\.", ours)
         if any(name not in weights for name in theirs):
-            if is_head:
-                continue  # a bare ElectraModel has no heads: they stay freshly initialized
+            if ours.startswith(f"{tower}.head."):
+                continue  # a bare ElectraModel has no heads
             raise UserError(f"{folder}: the weights lack {theirs[0]}; is it a whole ELECTRA model?")
-        value = torch.cat([weights[name] for name in theirs])
+        value = torch.cat([weights[name] for name in theirs]) if theirs[1:] else weights[theirs[0]]
         if value.shape != parameters[ours].shape:
             raise UserError(
                 f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, "
                 f"config.json says {tuple(parameters[ours].shape)}"
             )
-        parameters[ours].copy_(value)
+        yield ours, value

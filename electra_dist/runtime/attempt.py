@@ -1,6 +1,7 @@
 """An attempt: one life of a run's processes, numbered by a folder that only one of them could make.
 
-    RUN/attempts/0001/exit.json    the first life ended, and this is why
+    RUN/attempts/0001/start.json   the first life was launched then, with so many ranks
+    RUN/attempts/0001/exit.json    it ended, and this is why
     RUN/attempts/0002/             the second one: running, or ended without a word (a crash)
 
 A node that was cut off may wake up after its job was requeued elsewhere. It must not write then:
@@ -8,7 +9,10 @@ before every commit and append a writer asks whether a higher attempt exists.
 """
 
 import json
+import logging
 import os
+import socket
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +20,8 @@ from typing import Any
 
 from electra_dist.errors import Superseded, UserError
 from electra_dist.runtime.files import append_line, write_json_atomic
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +102,34 @@ class Attempt:
         self.check_current()
         append_line(path, json.dumps(record, ensure_ascii=False))
 
+    def write_start(self, launched: float, launch: str | None, world_size: int) -> None:
+        """Write start.json: who has claimed this attempt; a disk that does not take it ends no run.
+
+        Args:
+            launched: when its processes were started, in seconds since 1970.
+            launch: the word that their launcher gave them, by which it knows its own attempts.
+            world_size: how many ranks.
+        """
+        value = {
+            "launched": round(launched, 3),
+            "claimed": round(time.time(), 3),
+            "launch": launch,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "world_size": world_size,
+        }
+        try:
+            write_json_atomic(self.folder / "start.json", value)
+        except OSError as error:
+            log.error("%s could not be written (%s)", self.folder / "start.json", error)
+
     def write_exit(self, *, reason: str, step: int, checkpoint: str | None, exit_code: int) -> None:
         """Write exit.json, rank 0's last act: launchers decide on it, for they rewrite exit codes.
 
         Allowed to a superseded attempt too: the folder is its own.
 
         Args:
-            reason: "finished", "stopped", "failed" or "superseded".
+            reason: "finished", "stopped", "asked", "failed", "hang" or "superseded".
             step: optimizer steps completed.
             checkpoint: name of the newest complete checkpoint, such as step_00001000, or None.
             exit_code: what this process ends with: 0, 75, 1 or 2.
@@ -122,7 +149,7 @@ class Events:
         """Record `event` ("start", "resume", "save", "stop", ...) with its details.
 
         Raises:
-            Superseded: a later attempt owns the run folder, and the event is not "superseded".
+            Superseded: a later attempt owns the run folder; nothing was written.
             OSError: the disk took no whole line.
         """
         record = {
@@ -134,7 +161,4 @@ class Events:
         clash = record.keys() & details.keys()
         assert not clash, f"details of the event {event!r} may not be called {sorted(clash)}"
         path = self.attempt.run_folder / "events.jsonl"
-        if event == "superseded":  # The last word of an attempt that may write nothing else.
-            append_line(path, json.dumps(record | details, ensure_ascii=False))
-        else:
-            self.attempt.append_jsonl(path, record | details)
+        self.attempt.append_jsonl(path, record | details)

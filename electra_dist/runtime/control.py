@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Control:
         self._store_host = store_host(world)
         self._sequence = 0
         self._store_answers = True
+        self.phases = Phases()
+        """The clock of the thread that calls: every exchange is the phase `agree`."""
 
     def all_reduce_sum(self, values: Sequence[float], name: str = "all_reduce_sum") -> list[float]:
         """The element-wise sum over ranks, in float64: one message, meant for once a step."""
@@ -99,6 +102,17 @@ class Control:
         self._run(name, lambda: dist.all_reduce(total, group=self.group, async_op=True))
         result: list[float] = total.tolist()
         return result
+
+    def all_gather_floats(
+        self, values: Sequence[float], name: str = "all_gather_floats"
+    ) -> list[list[float]]:
+        """Each rank's `values`, as many on all, in float64 and by rank: one message."""
+        if self.group is None:
+            return [[float(value) for value in values]]
+        mine = torch.tensor(values, dtype=torch.float64)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self._run(name, lambda: dist.all_gather(parts, mine, group=self.group, async_op=True))
+        return [part.tolist() for part in parts]
 
     def all_gather_objects(self, value: Any, name: str = "all_gather_objects") -> list[Any]:
         """Each rank's `value` (anything JSON can say), by rank, on every rank."""
@@ -137,6 +151,10 @@ class Control:
 
     def _run(self, name: str, start: Callable[[], Any]) -> None:
         """Wait for the operation that `start` begins, or find out who keeps it from ending."""
+        with self.phases.enter("agree"):
+            self._wait(name, start)
+
+    def _wait(self, name: str, start: Callable[[], Any]) -> None:
         self._sequence += 1
         entered = time.time()  # Wall clock, for other hosts to compare; deadlines are monotonic.
         deadline = time.monotonic() + self.timeout_seconds

@@ -63,7 +63,7 @@ def setup_logging(
     path = None
     if attempt_folder is not None:
         attempt_folder.mkdir(parents=True, exist_ok=True)
-        path = attempt_folder / f"rank_{world.rank:05d}.log"
+        path = log_path(world, attempt_folder)
         to_file = logging.FileHandler(path, encoding="utf-8")
         line = f"%(asctime)s.%(msecs)03dZ {prefix} %(levelname)s %(name)s: %(message)s"
         to_file.setFormatter(_formatter(line, "%Y-%m-%dT%H:%M:%S"))
@@ -88,6 +88,11 @@ def setup_logging(
         if not any(isinstance(f, _ToRoot) for f in library.filters):
             library.addFilter(_ToRoot())
     return path
+
+
+def log_path(world: World, attempt_folder: Path) -> Path:
+    """Where this rank's log is."""
+    return attempt_folder / f"rank_{world.rank:05d}.log"
 
 
 def _formatter(line: str, date: str) -> logging.Formatter:

@@ -137,6 +137,8 @@ class MetricsWriter:
         for group, numbers in (("train", values), ("eval", evaluation), ("timing", timing)):
             for name, value in numbers.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
+        # Now, and not by its thread within two minutes: a later attempt may own the run by then.
+        self._board.flush()
 
 
 def _open_board(folder: Path, purge_step: int | None) -> Any:

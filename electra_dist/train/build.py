@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import logging
 import os
-import time
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from electra_dist.checkpoint.store import CheckpointStore
-from electra_dist.config import files
+from electra_dist.config import files, variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
-from electra_dist.data.stream import CorpusStream
+from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
+from electra_dist.resilience.deadline import Ahead
+from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
-from electra_dist.resilience.resume import check_state
+from electra_dist.resilience.replicas import Replicas
+from electra_dist.resilience.stragglers import Stragglers
 from electra_dist.runtime.attempt import Attempt, Events
+from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.metrics import MetricsWriter
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
-from electra_dist.train.environment import environment
+from electra_dist.train.clock import RunClock, make_clock
+from electra_dist.train.environment import engine_words
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
 from electra_dist.train.ledger import Ledger
+from electra_dist.train.restore import start_or_resume
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
@@ -49,13 +56,23 @@ class Run:
     events: Events
     stop_signals: StopSignals
     corpus_fingerprint: str
+    tokenizer_sha256: str
     frozen: Mapping[str, Array] | None
     """Held-out rows with recorded corruption; None where the corpus holds out none."""
     unigram_log_probs: FloatArray
+    clock: RunClock
+    phases: Phases
+    faults: Faults
+    seats: list[Seat]
+    """Of each rank, by rank."""
+    stragglers: Stragglers
     metrics: MetricsWriter | None
     """Rank 0 only."""
     ledger: Ledger | None
     """Rank 0 only."""
+    replicas: Replicas
+    last_rollback: tuple[int, int] | None = None
+    """From which step, and to which, in this attempt."""
     state: RunState = field(default_factory=RunState)
 
     @property
@@ -68,15 +85,26 @@ class Run:
         """Small exchanges between ranks."""
         return self.groups.control
 
+    def fetch(self) -> list[MicroBatch]:
+        """This rank's passes of the next step."""
+        state = self.state
+        return self.faults.disturbed(
+            self.stream.micro_batches(state.step, state.position, state.skipped),
+            state.step + 1,
+            lambda index: self.stream.positions(index, state.position, state.skipped),
+        )
+
     def save(self) -> None:
         """Begin a checkpoint of the current state, on every rank at the same step."""
-        if self.ledger is not None:
-            self.ledger.sync()
-        state = self.state.to_json(
-            config_fingerprint=files.fingerprint(self.config),
-            corpus_fingerprint=self.corpus_fingerprint,
-        )
-        self.store.save(self.engine, self.state.step, state)
+        with self.phases.enter("save"):
+            if self.ledger is not None:
+                self.ledger.sync()
+            state = self.state.to_json(
+                config_fingerprint=files.fingerprint(self.config),
+                corpus_fingerprint=self.corpus_fingerprint,
+                tokenizer_sha256=self.tokenizer_sha256,
+            )
+            self.store.save(self.engine, self.state.step, state)
 
     def record(
         self,
@@ -88,6 +116,14 @@ class Run:
         if self.metrics is not None:
             self.metrics.record(self.state.step, values, timing, evaluation)
 
+    def report(self, event: str, **details: Any) -> None:
+        """Write an event (rank 0); a disk that is too full for it ends no run."""
+        if self.world.is_leader:
+            try:
+                self.events.append(event, **details)
+            except OSError as error:
+                log.error("event %s %s could not be written: %s", event, details, error)
+
     def ledger_step(self, checksum: int) -> None:
         """Record the positions and checksum of the step that has just been made (rank 0)."""
         if self.ledger is not None:
@@ -97,6 +133,23 @@ class Run:
     def stop_file_exists(self) -> bool:
         """Whether `electra-dist stop` has asked this run to end (rank 0 looks)."""
         return self.world.is_leader and (self.attempt.run_folder / "STOP").exists()
+
+    def time_signs(self) -> tuple[float, float]:
+        """Whether the step that is being made is the last safe one; and is there any time to lose?
+
+        Rank 0's clock decides, the others add nothing to the sum.
+        """
+        if not self.world.is_leader:
+            return 0.0, 0.0
+        config, step = self.config, self.state.step + 1
+        self.clock.saved(self.store.take_seconds())
+        is_due = step % config.checkpoint.every_steps == 0
+        ahead = Ahead(
+            evaluates_next=(step + 1) % config.metrics.eval_every == 0,
+            num_saves=self.store.num_in_flight + is_due,
+        )
+        signs = self.clock.signs(ahead)
+        return float(signs.is_up), float(signs.hurry)
 
     def close(self) -> None:
         """End the threads and close the files."""
@@ -125,15 +178,18 @@ def assemble(joined: Joined) -> Run:
     """
     config, corpora, attempt = joined.config, joined.corpora, joined.attempt
     world, control = joined.groups.world, joined.groups.control
-    local_ranks = None
-    if config.data.num_lanes > 1:
-        local_ranks = control.all_gather_objects(world.local_rank, name="ranks of each node")
+    mine = [world.local_rank, socket.gethostname()]
+    seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
+    local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
+    control.phases = phases = Phases()
+    engine = make_engine(config, world, joined.groups.device, phases)
+    faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
         config=config,
         groups=joined.groups,
         attempt=attempt,
         stream=CorpusStream(config, corpora, world.rank, world.world_size, local_ranks),
-        engine=make_engine(config, world, joined.groups.device),
+        engine=engine,
         store=CheckpointStore(
             attempt,
             control,
@@ -141,71 +197,44 @@ def assemble(joined: Joined) -> Run:
             commit_timeout_seconds=config.resilience.commit_timeout_seconds,
             asynchronous=config.checkpoint.asynchronous,
             parity=config.checkpoint.parity,
+            phases=phases,
+            before_write=faults.before_write,
         ),
         events=Events(attempt=attempt, rank=world.rank),
         stop_signals=joined.stop_signals,
         corpus_fingerprint=corpora.fingerprint,
+        tokenizer_sha256=corpora.first.manifest["tokenizer"]["sha256"],
         frozen=corpora.frozen(config.objective.mask_prob, config.metrics.eval_num_samples),
         unigram_log_probs=unigram_log_probs(corpora.unigram_counts()),
+        replicas=Replicas(engine, control, engine_words(config)),
+        clock=make_clock(joined, engine.parameter_shapes),
+        phases=phases,
+        faults=faults,
+        seats=seats,
+        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),
     )
-    _restore(run)
+    start_or_resume(run, joined.source)
+    if joined.faults:
+        run.report("fault", cause=variables.FAULTS, faults=[f.words for f in joined.faults])
+        phases.on_enter.append(faults.entered)
     run.store.prepare(run.engine)
+    run.clock.book.begin(run.state.step)
     return run
 
 
-def make_engine(config: RunConfig, world: World, device: torch.device) -> Engine:
+def make_engine(
+    config: RunConfig, world: World, device: torch.device, phases: Phases | None = None
+) -> Engine:
     """The engine that `engine.kind` names, around a module with the seed's initial weights."""
     model = JointElectra(config)
     if config.engine.kind == "reference":
-        return ReferenceEngine(model, config, world, device)
+        return ReferenceEngine(model, config, world, device, phases=phases)
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
-    return DeepSpeedEngine(model, config, world, device)
-
-
-def _restore(run: Run) -> None:
-    """Go on from the newest good checkpoint or start at step 0; write down what this run is."""
-    started = time.monotonic()
-    run.store.remove_leftovers()
-    saved = run.store.restore(run.engine, run.engine.parameter_shapes)
-    if saved is not None:
-        check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
-        run.state = RunState.from_json(saved)
-    if run.metrics is not None and run.ledger is not None:
-        run.metrics.truncate_after(run.state.step)
-        run.ledger.resumed(run.state)
-        folder = run.attempt.run_folder
-        write_bytes_atomic(folder / "config.json", files.to_json(run.config).encode())
-        write_json_atomic(folder / "environment.json", environment(run.world, run.engine.device))
-        log.info(
-            "%s %s at step %d of %d on %d rank(s), %s",
-            "resuming" if saved else "starting",
-            run.attempt.run_folder,
-            run.state.step,
-            run.config.schedule.last_step,
-            run.world.world_size,
-            engine_words(run.config),
-        )
-        run.events.append(
-            "resume" if saved else "start",
-            step=run.state.step,
-            world_size=run.world.world_size,
-            engine=engine_words(run.config),
-            seconds=round(time.monotonic() - started, 3),
-        )
-
-
-def engine_words(config: RunConfig) -> str:
-    """`DeepSpeed ZeRO-2 fp32`, or `reference fp32`."""
-    name = (
-        f"DeepSpeed ZeRO-{config.engine.zero_stage}"
-        if config.engine.kind == "deepspeed"
-        else "reference"
-    )
-    return f"{name} {config.engine.precision}"
+    return DeepSpeedEngine(model, config, world, device, phases=phases)
 
 
 def _metrics_writer(config: RunConfig, attempt: Attempt) -> MetricsWriter:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from electra_dist.config.schema import RunConfig
 from electra_dist.runtime.world import World
 
 
@@ -47,3 +48,13 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def engine_words(config: RunConfig) -> str:
+    """`DeepSpeed ZeRO-2 fp32`, or `reference fp32`."""
+    name = (
+        f"DeepSpeed ZeRO-{config.engine.zero_stage}"
+        if config.engine.kind == "deepspeed"
+        else "reference"
+    )
+    return f"{name} {config.engine.precision}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve
+from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve, run_folder_of
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.config import files
+from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.store import Corpus
 from electra_dist.data.tokenize import tokenizer_sha256
@@ -23,23 +25,52 @@ def export_hf(checkpoint: Path, out: Path) -> Path:
     """Write the model of a checkpoint (or of a run's newest one) to `out` in Hugging Face format.
 
     Raises:
-        UserError: no such checkpoint, it does not verify, or the run's corpus is not there any
-            more, or has been replaced by another.
+        UserError: no such checkpoint, it does not verify, or its corpus, where it holds no
+            tokenizer of its own, is not there any more or has been replaced by another.
     """
     info = resolve(checkpoint)
-    config = files.read_json(info.folder.resolve().parents[1] / "config.json")
-    corpora = Corpora.open(config.data)
-    _check_tokenizer(corpora.first)
-    model = JointElectra(replace(config, seed=0))
     try:
         with CheckpointReader(info.folder) as reader, torch.no_grad():
-            check_state(reader.state, files.fingerprint(config), corpora.fingerprint)
+            config = _config(info.folder, reader.state)
+            tokenizer = _tokenizer(info.folder, reader.state, config)
+            model = JointElectra(replace(config, seed=0))
             for name, parameter in model.named_parameters():
                 parameter.copy_(torch.from_numpy(reader.read_whole(name)))
     except CorruptCheckpoint as error:
-        raise UserError(f"{error}; export an older checkpoint of the run") from None
-    hub.export(model, corpora.first.tokenizer_path, out)
+        raise UserError(f"{error}; export a checkpoint that verifies") from None
+    hub.export(model, tokenizer, out)
     return out
+
+
+def _config(folder: Path, state: dict[str, Any]) -> RunConfig:
+    """What the model is: from its run, or, for an average or an import, from its state.json."""
+    if state.get("config") is not None:
+        return files.from_dict(state["config"], str(folder / "state.json"))
+    run = run_folder_of(folder)
+    if run is not None:
+        return files.read_json(run / "config.json")
+    raise UserError(
+        f"{folder} does not say what its model is; import it again with --config, or export it "
+        "where it lies in its run"
+    )
+
+
+def _tokenizer(folder: Path, state: dict[str, Any], config: RunConfig) -> Path:
+    """The checkpoint's own tokenizer.json, or the corpus's."""
+    own = folder / "tokenizer.json"
+    if own.is_file():
+        if tokenizer_sha256(own) != state["tokenizer_sha256"]:
+            raise UserError(f"{own} is not the one that was imported; import it again")
+        return own
+    if state["corpus_fingerprint"] is None:
+        raise UserError(
+            f"{folder} was imported without a tokenizer; put tokenizer.json into the folder that "
+            "it came from, or name its corpus (--data.corpus), and import it again"
+        )
+    corpora = Corpora.open(config.data)
+    _check_tokenizer(corpora.first)
+    check_state(state, files.fingerprint(config), corpora.fingerprint)
+    return corpora.first.tokenizer_path
 
 
 def _check_tokenizer(corpus: Corpus) -> None:

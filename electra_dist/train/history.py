@@ -93,7 +93,8 @@ class History:
     def _resume(self, line: int, record: dict[str, Any]) -> None:
         update, position = record["step"], record["position"]
         skips: Skips = tuple((first, last) for first, last in record.get("skipped", self.born_with))
-        if record["attempt"] < self.attempt:
+        # A fork brings the records of the run it left, and counts its own attempts from 1.
+        if record["attempt"] < self.attempt and "forked_from" not in record:
             raise LedgerProblem(
                 f"line {line}: attempt {record['attempt']} comes after attempt {self.attempt}"
             )

@@ -9,19 +9,25 @@ from pathlib import Path
 
 import torch
 
+from electra_dist.config import variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora, open_corpora
 from electra_dist.data.passes import passes
 from electra_dist.engine.ds_config import check_deepspeed_config
 from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
+from electra_dist.resilience.faults import Fault, parse_faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.resume import resumed_config
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
+from electra_dist.runtime.memory import keep_freed_memory
+from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
+from electra_dist.train.beginning import Beginning, Source, open_source, still_wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,47 +39,77 @@ class Joined:
     groups: ProcessGroups
     attempt: Attempt
     stop_signals: StopSignals
+    launched: float
+    """When this process was started, in seconds since 1970."""
+    end: float | None
+    """When the job ends, in seconds since 1970, as rank 0 knows it; None: nobody says so."""
+    source: Source | None = None
+    """Where a new run takes its first state from; None: from the seed, or it is a resume."""
+    faults: tuple[Fault, ...] = ()
+    """Declared on purpose, for all ranks."""
 
 
-def join(config: RunConfig, run_folder: Path, environ: Mapping[str, str]) -> Joined:
+def join(
+    config: RunConfig,
+    run_folder: Path,
+    environ: Mapping[str, str],
+    beginning: Beginning | None = None,
+) -> Joined:
     """Check what a rank can check alone, meet the others, claim an attempt. Collective.
 
     Raises:
         UserError: config, corpus or run folder do not fit.
         CollectiveError: a rank did not come.
     """
-    stop_signals = StopSignals()
+    faults = parse_faults(environ.get(variables.FAULTS, ""))
+    stop_signals = StopSignals(config.resilience.term_grace_seconds)
     stop_signals.install()
     world = World.from_environment(environ)
-    resolved, mistake = _resolve(config, run_folder, world)
+    resolved, mistake = _resolve(config, run_folder, world, beginning)
     groups = start_process_group(
         world, config.engine.timeout_seconds, always=config.engine.kind == "deepspeed"
     )
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
-    config, corpora = resolved
+    config, corpora, source = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
+    launched = launched_at(environ)
+    if world.is_leader:
+        attempt.write_start(launched, environ.get(variables.LAUNCH), world.world_size)
     return Joined(
-        config=config, corpora=corpora, groups=groups, attempt=attempt, stop_signals=stop_signals
+        config=config,
+        corpora=corpora,
+        groups=groups,
+        attempt=attempt,
+        stop_signals=stop_signals,
+        launched=launched,
+        end=job_end(environ) if world.is_leader else None,
+        source=source,
+        faults=faults,
     )
 
 
 def _resolve(
-    config: RunConfig, run_folder: Path, world: World
-) -> tuple[tuple[RunConfig, Corpora] | None, str | None]:
+    config: RunConfig, run_folder: Path, world: World, beginning: Beginning | None
+) -> tuple[tuple[RunConfig, Corpora, Source | None] | None, str | None]:
     """`resolve_config`, or in words what this rank found: all ranks then end on one sentence.
 
     A single rank raises at once. Of several, one alone may find a mistake (its node does not mount
     the corpus): the others must not wait for it until their deadline.
     """
     try:
-        return resolve_config(config, run_folder, world), None
+        config, corpora = resolve_config(config, run_folder, world)
+        beginning = still_wanted(beginning, run_folder)
+        source = open_source(beginning, config, corpora) if beginning else None
+        return (config, corpora, source), None
     except UserError as error:
         if world.world_size == 1:
             raise

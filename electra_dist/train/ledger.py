@@ -37,13 +37,30 @@ class Ledger:
         records = read_json_lines(self._path)
         self._last = records[-1]["chain"] if records else ""
         self._unwritten: list[dict[str, Any]] = []
+        resumes = [record for record in records if record.get("kind") == "resume"]
+        self._declared: dict[str, Any] | None = resumes[-1] if resumes else None
 
-    def resumed(self, state: RunState) -> None:
-        """Record that steps go on from `state`: at the start of an attempt, after a roll-back."""
+    def declared(self) -> dict[str, Any] | None:
+        """The newest record of kind `resume` that the ledger held when it was opened."""
+        return self._declared
+
+    def resumed(self, state: RunState, *, forked_from: str | None = None) -> None:
+        """Record that steps go on from `state`: at the start of an attempt, after a roll-back.
+
+        `forked_from` names the run whose records stand before this one (--resume-from).
+        """
         skipped = [list(interval) for interval in state.skipped]
-        self._append(
-            {"kind": "resume", "step": state.step, "position": state.position, "skipped": skipped}
-        )
+        record = {
+            "kind": "resume",
+            "step": state.step,
+            "position": state.position,
+            "skipped": skipped,
+        }
+        if state.num_rollbacks:
+            record["rollbacks"] = state.num_rollbacks
+        if forked_from:
+            record["forked_from"] = forked_from
+        self._append(record)
 
     def stepped(self, step: int, first_position: int, num_samples: int, checksum: int) -> None:
         """Record the update that completed `step`; `checksum` is modulo 2**64."""

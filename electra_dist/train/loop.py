@@ -6,11 +6,13 @@ import logging
 import time
 from dataclasses import dataclass
 
-from electra_dist.engine.protocol import LocalResult
 from electra_dist.engine.schedule import learning_rate_factor
-from electra_dist.resilience.guard import ExitReason, Signs, decide
+from electra_dist.resilience.guard import ExitReason, decide
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
+from electra_dist.train.recovery import roll_back
+from electra_dist.train.replicas import replicas_agree
+from electra_dist.train.step import StepResult, step
 
 log = logging.getLogger(__name__)
 
@@ -27,74 +29,44 @@ def train(run: Run) -> ExitReason:
     while True:
         if run.state.step >= run.config.schedule.last_step:
             return ExitReason.FINISHED
+        run.phases.begin_step(run.state.step + 1)
         started = time.monotonic()
-        micro_batches = run.stream.micro_batches(
-            run.state.step, run.state.position, run.state.skipped
-        )
+        with run.phases.enter("data"):
+            micro_batches = run.fetch()
         fetched = time.monotonic()
         rate = learning_rate(run)
-        result = agree(run, run.engine.step(micro_batches, rate))
+        result = step(run, micro_batches, rate)
         timing = Timing(data_wait=fetched - started, step=time.monotonic() - started)
+        run.clock.stepped(data_wait=timing.data_wait, step=timing.step)
         run.ledger_step(result.checksum)
-        run.state = run.state.advanced(run.config.batch.global_batch_size)
+        run.state = result.advance(run)
 
         decision = decide(run.config, result.signs(run.state.step, save_overdue))
-        evaluation = evaluate(run) if decision.evaluate else None
-        run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
+        if decision.roll_back and result.finding is not None:
+            save_overdue = False
+            with run.phases.enter("restore"):
+                roll_back(run, result.finding)
+            run.clock.book.rolled_back(run.state.step)
+            continue
+        if not replicas_agree(run, decision.compare):
+            return ExitReason.FAILED
+        evaluation = None
+        if decision.evaluate:
+            with run.clock.evaluating(), run.phases.enter("evaluate"):
+                evaluation = evaluate(run)
+        with run.phases.enter("record"):
+            run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
         report_saving(run, result, decision.save_overdue and not save_overdue)
         save_overdue = decision.save_overdue
-        if decision.save:
-            if result.writer_busy:  # only a stop saves then
+        with run.clock.saving():
+            if decision.save and result.writer_busy:  # only a stop saves then
                 run.store.wait()
-            run.save()
-        if decision.stop:
-            return decision.stop if run.store.wait() else ExitReason.FAILED
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """A step as all ranks know it: means over its M micro-batches."""
-
-    loss: float
-    generator_loss: float
-    discriminator_loss: float
-    replaced_share: float
-    tokens: float
-    """Real tokens of the step, padding left out."""
-    grad_norm: float
-    checksum: int
-    """Sum of the micro-batches' checksums modulo 2**64."""
-    stop_signalled: bool
-    stop_asked: bool
-    writer_busy: bool
-    """Some rank has no room for another save."""
-    num_failed_saves: int
-    """Found by the ranks' writers since the last step, added up over ranks."""
-
-    def signs(self, step: int, save_overdue: bool) -> Signs:
-        """What the guard decides on."""
-        return Signs(
-            step=step,
-            loss=self.loss,
-            grad_norm=self.grad_norm,
-            stop_signalled=self.stop_signalled,
-            stop_asked=self.stop_asked,
-            writer_busy=self.writer_busy,
-            save_overdue=save_overdue,
-        )
-
-    def metrics(self, run: Run, rate: float) -> dict[str, float]:
-        """The reproducible part of a line of metrics.jsonl."""
-        return {
-            "samples": run.state.position,
-            "tokens": self.tokens,
-            "loss": self.loss,
-            "generator_loss": self.generator_loss,
-            "discriminator_loss": self.discriminator_loss,
-            "replaced_share": self.replaced_share,
-            "grad_norm": self.grad_norm,
-            "lr": rate,
-        }
+            if decision.save:
+                run.save()
+            if decision.stop:
+                return decision.stop if run.store.wait() else ExitReason.FAILED
+        run.stragglers.compare(run.state.step, run.report)
+        run.clock.book.boundary(run.state.step, must_write=decision.save)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,42 +105,3 @@ def report_saving(run: Run, result: StepResult, is_postponed: bool) -> None:
             run.state.step,
             run.config.checkpoint.every_steps,
         )
-
-
-def agree(run: Run, local: LocalResult) -> StepResult:
-    """The one small all-reduce of a step: means, checksum and flags, equal on every rank.
-
-    A 64-bit checksum travels as two 32-bit halves, which float64 adds exactly for up to 2**21
-    ranks.
-
-    Raises:
-        Superseded: some rank's writer has found a later attempt; every rank raises it.
-    """
-    names = sorted(local.sums)
-    reduced = run.control.all_reduce_sum(
-        [
-            *(local.sums[name] for name in names),
-            float(local.checksum >> 32),
-            float(local.checksum & 0xFFFFFFFF),
-            float(run.stop_signals.received is not None),
-            float(run.stop_file_exists()),
-            *run.store.signs(),
-        ],
-        name=f"step {run.state.step + 1}",
-    )
-    *totals, high, low, signalled, asked, busy, failed, superseded = reduced
-    if superseded:
-        raise run.attempt.superseded()
-    sums = dict(zip(names, totals, strict=True))
-    tokens = sums.pop("tokens")
-    means = {name: total / run.config.batch.num_micro_batches for name, total in sums.items()}
-    return StepResult(
-        **means,
-        tokens=tokens,
-        grad_norm=local.grad_norm,
-        checksum=((int(high) << 32) + int(low)) % 2**64,
-        stop_signalled=signalled > 0,
-        stop_asked=asked > 0,
-        writer_busy=busy > 0,
-        num_failed_saves=int(failed),
-    )

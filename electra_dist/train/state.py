@@ -1,11 +1,12 @@
-"""What a run is besides its tensors: two counters, what it skips, and two fingerprints."""
+"""What a run is besides its tensors: counters, what it skips, recent losses, two fingerprints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from electra_dist.data.order import Skips
+from electra_dist.resilience.health import Recent, Vitals
 
 STATE_VERSION = 1
 
@@ -21,24 +22,63 @@ class RunState:
     skipped: Skips = ()
     """Intervals of positions that are never used: `data.skips`, and what roll-backs left out."""
 
-    def advanced(self, global_batch_size: int) -> RunState:
-        """The state after one more step."""
-        return replace(self, step=self.step + 1, position=self.position + global_batch_size)
+    num_rollbacks: int = 0
+    """Made so far, by all attempts."""
+    recent: Recent = field(default_factory=Recent)
+    """What a spike is measured against."""
 
-    def to_json(self, *, config_fingerprint: str, corpus_fingerprint: str) -> dict[str, Any]:
+    def advanced(
+        self, global_batch_size: int, vitals: Vitals | None = None, window_steps: int = 0
+    ) -> RunState:
+        """The state after one more step; `vitals` of a healthy one enter the window."""
+        return replace(
+            self,
+            step=self.step + 1,
+            position=self.position + global_batch_size,
+            recent=self.recent.after(vitals, window_steps) if vitals else self.recent,
+        )
+
+    def with_declared(self, declared: dict[str, Any] | None) -> RunState:
+        """The state that also knows of roll-backs after it was saved.
+
+        Args:
+            declared: the ledger's newest record of kind `resume`. Its skips lie behind this state's
+                position, or are its own: checkpoints after a guilty step are gone.
+        """
+        if declared is None or declared.get("rollbacks", 0) <= self.num_rollbacks:
+            return self
+        skipped = tuple((first, last) for first, last in declared["skipped"])
+        return replace(self, skipped=skipped, num_rollbacks=declared["rollbacks"])
+
+    def to_json(
+        self,
+        *,
+        config_fingerprint: str,
+        corpus_fingerprint: str,
+        tokenizer_sha256: str | None = None,
+    ) -> dict[str, Any]:
         """state.json: the counters and what they count on."""
         return {
             "format_version": STATE_VERSION,
             "step": self.step,
             "position": self.position,
             "skipped_positions": [list(interval) for interval in self.skipped],
+            "num_rollbacks": self.num_rollbacks,
+            "recent": self.recent.to_json(),
             "loss_scale": None,
             "config_fingerprint": config_fingerprint,
             "corpus_fingerprint": corpus_fingerprint,
+            "tokenizer_sha256": tokenizer_sha256,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunState:
-        """Read state.json back."""
-        skipped = tuple((first, last) for first, last in values["skipped_positions"])
-        return cls(step=values["step"], position=values["position"], skipped=skipped)
+        """Read state.json back; what older ones do not have yet is 0 or empty."""
+        recent = values.get("recent")
+        return cls(
+            step=values["step"],
+            position=values["position"],
+            skipped=tuple((first, last) for first, last in values["skipped_positions"]),
+            num_rollbacks=values.get("num_rollbacks", 0),
+            recent=Recent.from_json(recent) if recent else Recent(),
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 from electra_dist.config import files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.order import Skips
+from electra_dist.resilience.faults import Fault
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.train import loop
+from electra_dist.train.beginning import Beginning, open_source, still_wanted
 from electra_dist.train.build import Run, assemble
 from electra_dist.train.join import Joined, resolve_config
 
@@ -46,11 +49,21 @@ def small_run(corpus: str, engine: Mapping[str, Any], more: Sequence[str] = ()) 
     return files.load(None, [*words, "--metrics.no-tensorboard", *more], recipe="tiny")
 
 
-def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | None) -> str:
+def live(
+    groups: ProcessGroups,
+    config: RunConfig,
+    folder: Path,
+    stop_at: int | None,
+    prepare: Callable[[Run], object] = lambda _: None,
+    beginning: Beginning | None = None,
+    faults: tuple[Fault, ...] = (),
+) -> str:
     """One life of a run in `folder`: to its end, or to a real SIGTERM on the last rank."""
     signals = StopSignals()
     signals.install()
     config, corpora = resolve_config(config, folder, groups.world)
+    beginning = still_wanted(beginning, folder)
+    groups.control.barrier("all have looked")
     number = Attempt.claim(folder).number if groups.world.is_leader else 0
     number = groups.control.broadcast_json(number)
     joined = Joined(
@@ -59,9 +72,15 @@ def live(groups: ProcessGroups, config: RunConfig, folder: Path, stop_at: int | 
         groups=groups,
         attempt=Attempt.join(folder, number),
         stop_signals=signals,
+        launched=time.time(),
+        end=None,
+        source=open_source(beginning, config, corpora) if beginning else None,
+        faults=faults,
     )
     run = assemble(joined)
+    prepare(run)
     reason = train_until(run, stop_at)
+    run.store.close()
     run.stream.close()
     run.engine.close()
     return reason.value
@@ -110,3 +129,43 @@ def one_life(
     config = small_run(corpus, engine, more)
     config = replace(config, schedule=replace(config.schedule, stop_step=stop_step))
     return live(groups, config, Path(folder), None)
+
+
+def begun_from_another(groups: ProcessGroups, corpus: str, folder: str, longer: str) -> None:
+    """Runs that begin from `source`, on the reference engine and on ZeRO 2 and 3."""
+    base = Path(folder)
+
+    def go(
+        name: str,
+        stop_step: int,
+        *more: str,
+        begin: Beginning | None = None,
+        stop_at: int | None = None,
+        zero_stage: int | None = None,
+    ) -> str:
+        engine = {"kind": "reference"} if zero_stage is None else {"zero_stage": zero_stage}
+        config = small_run(corpus, engine, more)
+        config = replace(config, schedule=replace(config.schedule, stop_step=stop_step))
+        return live(groups, config, base / name, stop_at, begin)
+
+    init = Beginning(source=base / "source")
+    go("source", 15)
+    go("calm", 10, begin=init)
+    assert go("broken", 10, begin=init, stop_at=4) == "stopped"
+    go("kept", 1, begin=replace(init, keep_moments=True))
+    go("longer", 1, "--data.corpus", longer, "--data.sequence_length", "64", begin=init)
+    fork = Beginning(source=base / "source/checkpoints/step_00000015", is_fork=True)
+    go("fork", 30, begin=fork)
+    go("whole", 30)
+    rate = ("--optim.learning_rate", "1e-5", "--schedule.num_steps", "50")
+    go("slower", 20, *rate, begin=fork)
+    groups.control.barrier("all have read the source")
+    if groups.world.is_leader:
+        os.rename(base / "source", base / "gone")
+    groups.control.barrier("the source is gone")
+    # As a batch script that is queued again gives them: the words of the first start.
+    assert go("broken", 7, begin=init) == "finished"
+    assert go("broken", 10) == "finished"
+    # Last: an engine of DeepSpeed's in the same process changes the last bits of the others.
+    for stage in (2, 3):
+        go(f"zero_{stage}", 2, zero_stage=stage, begin=Beginning(source=base / "gone"))

@@ -132,3 +132,9 @@ def test_the_state_is_readable_json_and_checked(run: Path, store: CheckpointStor
     saved(store, DictEngine(1), 10, {"step": 10, "config_fingerprint": "abc"})
     text = (run / "checkpoints/step_00000010/state.json").read_text()
     assert json.loads(text) == {"step": 10, "config_fingerprint": "abc"}
+
+
+def test_a_rollback_that_must_go_further_back_finds_the_one_before(store: CheckpointStore) -> None:
+    for step in (10, 20, 30):
+        save(store, step)
+    assert [store.step_before(step) for step in (10, 20, 30, 99)] == [None, 10, 20, 30]

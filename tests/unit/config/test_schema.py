@@ -23,7 +23,9 @@ POSITIVE = {
     "schedule": "num_steps power stop_step",
     "engine": "timeout_seconds threads_per_rank",
     "checkpoint": "every_steps keep_last",
-    "resilience": "commit_timeout_seconds",
+    "resilience": "commit_timeout_seconds spike_deviations max_rollbacks compare_replicas_every "
+    "min_world_size term_grace_seconds end_margin_seconds hang_floor_seconds hang_factor "
+    "hang_start_up_seconds straggler_every",
     "metrics": "log_every eval_every eval_num_samples",
 }
 SHARES = {
@@ -75,7 +77,7 @@ def test_an_impossible_value_is_refused_in_one_sentence(
     for part in name.split("."):
         kind = get_type_hints(kind)[part]
     with pytest.raises(UserError) as caught:
-        from_dict(nested(name, float(value) if kind is float else value))
+        from_dict(nested(name, float(value) if kind in (float, float | None) else value))
     message = str(caught.value)
     assert name in message
     assert remedy in message

@@ -119,11 +119,11 @@ def test_a_vetoed_step_changes_neither_weights_nor_moments() -> None:
     parameter = nn.Parameter(torch.ones(2))
     optimizer = ElectraAdam([parameter], lr=0.1)
     parameter.grad = torch.tensor([1.0, math.nan])
-    optimizer.may_apply = False
+    optimizer.may_apply = lambda: False
     optimizer.step()
     assert parameter.tolist() == [1.0, 1.0]
     assert not any(moment.any() for moment in optimizer.moments(parameter).values())
-    optimizer.may_apply = True
+    optimizer.may_apply = lambda: True
     parameter.grad = torch.ones(2)
     optimizer.step()
     assert parameter.isfinite().all()

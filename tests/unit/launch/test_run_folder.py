@@ -127,6 +127,31 @@ def test_a_crashed_run_is_called_silent_with_its_age(run: Path) -> None:
     assert "attempt 2   did not say why it ended" in render(status)
 
 
+def test_a_run_whose_supervisor_waits_is_restarting_until_that_is_too_long_ago(run: Path) -> None:
+    settle(run, 7300)
+    record = {"attempt": 2, "action": "restart", "delay_seconds": 64.0}
+    write(run / "supervisor.jsonl", lines(record), 20)
+    status = run_status(run, NOW)
+    assert (status.state, status.is_running) == ("restarting", False)
+    assert "waiting to restart after a crash, 20 s ago" in render(status)
+    assert run_status(run, NOW + 200).state == "silent"
+    (run / "attempts" / "0003").mkdir()
+    assert run_status(run, NOW).state == "running"
+    write(run / "supervisor.jsonl", lines(record, {"attempt": 3, "action": "stop"}), 20)
+    write(run / "attempts" / "0003" / "exit.json", '{"reason": "failed"}', 20)
+    assert run_status(run, NOW).state == "failed"
+
+
+def test_nothing_is_said_twice_and_nothing_of_what_nobody_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(run / "events.jsonl", lines({"event": "stop", "reason": "finished", "cause": None}), 5)
+    monkeypatch.chdir(run.parent)
+    text = render(run_status(Path("small-1"), NOW))
+    assert text.splitlines()[0].split() == ["run", "small-1", "(recipe", "small)"]
+    assert text.endswith("stop  reason=finished")
+
+
 def test_a_heartbeat_is_a_sign_of_life(run: Path) -> None:
     settle(run, 7300)
     write(run / "heartbeat" / "node_000", "{}", 9)

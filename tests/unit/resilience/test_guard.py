@@ -9,16 +9,19 @@ from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import (
     CheckpointConfig,
     MetricsConfig,
+    ResilienceConfig,
     RunConfig,
     ScheduleConfig,
 )
 from electra_dist.resilience.guard import Decision, ExitReason, Signs, decide
+from electra_dist.resilience.health import Response
 
 CONFIG = replace(
     RECIPES["tiny"](),
     schedule=ScheduleConfig(num_steps=100, warmup_steps=0),
     checkpoint=CheckpointConfig(every_steps=10),
     metrics=MetricsConfig(eval_every=25),
+    resilience=ResilienceConfig(compare_replicas_every=None),
 )
 
 
@@ -45,6 +48,8 @@ SIGNS = st.builds(
     stop_asked=st.booleans(),
     writer_busy=st.booleans(),
     save_overdue=st.booleans(),
+    time_is_up=st.booleans(),
+    hurry=st.booleans(),
 )
 CONFIGS = st.builds(
     lambda every, evaluate, stop: replace(
@@ -82,9 +87,13 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
     # Finished is finished, whoever asked for a stop in the same step.
     is_finished = found.step >= config.schedule.last_step
     assert (decision.stop is ExitReason.FINISHED) == is_finished
-    assert decision.evaluate or not is_finished
+    is_evaluation_due = is_finished or found.step % config.metrics.eval_every == 0
+    assert decision.evaluate == (
+        is_evaluation_due and not (found.hurry and decision.stop is not None)
+    )
     if not is_finished:
-        assert (decision.stop is not None) == (found.stop_signalled or found.stop_asked)
+        asked = found.stop_signalled or found.stop_asked or found.time_is_up
+        assert (decision.stop is not None) == asked
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,12 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
         (signs(3, stop_asked=True), False, True, ExitReason.ASKED),
         # Both at once: a cluster that takes the node back wants the job requeued.
         (signs(3, stop_signalled=True, stop_asked=True), False, True, ExitReason.STOPPED),
+        (signs(3, time_is_up=True, stop_asked=True), False, True, ExitReason.STOPPED),
+        # An evaluation that is due is left out where only the save fits before the end.
+        (signs(25, stop_signalled=True), True, True, ExitReason.STOPPED),
+        (signs(25, stop_signalled=True, hurry=True), False, True, ExitReason.STOPPED),
+        (signs(100, hurry=True), False, True, ExitReason.FINISHED),
+        (signs(25, hurry=True), True, False, None),
         (signs(10, loss=math.nan), False, False, ExitReason.FAILED),
         (signs(10, grad_norm=math.inf), False, False, ExitReason.FAILED),
         (signs(3, loss=-math.inf, stop_signalled=True), False, False, ExitReason.FAILED),
@@ -108,7 +123,7 @@ def test_whatever_comes_state_is_saved_before_leaving_and_never_after_a_broken_s
 )
 def test_the_table(found: Signs, evaluate: bool, save: bool, stop: ExitReason | None) -> None:
     assert decide(CONFIG, found) == Decision(
-        evaluate=evaluate, save=save, save_overdue=False, stop=stop
+        evaluate=evaluate, save=save, save_overdue=False, stop=stop, compare=save
     )
 
 
@@ -129,10 +144,35 @@ def test_stop_step_finishes_early() -> None:
     config = replace(CONFIG, schedule=replace(CONFIG.schedule, stop_step=60))
     assert decide(config, signs(59)).stop is None
     assert decide(config, signs(60)) == Decision(
-        evaluate=True, save=True, save_overdue=False, stop=ExitReason.FINISHED
+        evaluate=True, save=True, save_overdue=False, stop=ExitReason.FINISHED, compare=True
     )
 
 
 def test_exit_codes_are_those_that_launchers_know() -> None:
     codes = {reason.value: reason.exit_code for reason in ExitReason}
     assert codes == {"finished": 0, "asked": 0, "stopped": 75, "failed": 1}
+
+
+@pytest.mark.parametrize("loss", [math.nan, 99.0])
+def test_an_anomaly_is_answered_before_anything_else(loss: float) -> None:
+    """Also at a step that is due for a save, with a stop waiting."""
+    found = signs(10, loss=loss, stop_signalled=True)
+    rolled_back = decide(CONFIG, replace(found, response=Response.ROLL_BACK))
+    assert rolled_back == Decision(
+        evaluate=False, save=False, save_overdue=False, stop=None, roll_back=True
+    )
+    stopped = decide(CONFIG, replace(found, response=Response.STOP))
+    assert (stopped.save, stopped.stop) == (False, ExitReason.FAILED)
+    skipped = decide(CONFIG, replace(found, response=Response.SKIP))
+    assert skipped == decide(CONFIG, signs(10, stop_signalled=True))
+
+
+@given(CONFIGS, SIGNS, st.none() | st.integers(1, 40))
+def test_nothing_is_saved_that_was_not_compared(
+    config: RunConfig, found: Signs, every: int | None
+) -> None:
+    config = replace(config, resilience=ResilienceConfig(compare_replicas_every=every))
+    decision = decide(config, found)
+    assert decision.compare or not decision.save
+    if every is not None and found.step % every == 0 and decision.stop is not ExitReason.FAILED:
+        assert decision.compare

@@ -1,12 +1,15 @@
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
-from electra_dist.resilience.preempt import StopSignals
+from electra_dist.resilience.preempt import StopSignals, after_signal
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -38,6 +41,35 @@ def test_the_first_of_a_burst_is_remembered(installed: StopSignals) -> None:
     assert installed.received == "SIGUSR1"
 
 
+NAMES = ("SIGUSR1", "SIGTERM", "SIGINT")
+GRACE = 30.0
+
+
+@pytest.mark.parametrize("names", [n for k in (1, 2, 3, 4) for n in product(NAMES, repeat=k)])
+@pytest.mark.parametrize("gap", [0.1, 6.0])
+def test_every_sequence_of_signals(names: tuple[str, ...], gap: float) -> None:
+    request = None
+    for i, name in enumerate(names):
+        request = after_signal(request, getattr(signal, name), i * gap, GRACE)
+    assert request is not None
+    assert request.cause == names[0]
+    terms = [i * gap for i, name in enumerate(names) if name == "SIGTERM"]
+    assert request.deadline == (terms[0] + GRACE if terms else math.inf)  # only ever shortened
+    interrupts = [i * gap for i, name in enumerate(names) if name == "SIGINT"]
+    assert request.leave_at_once == (bool(interrupts) and interrupts[-1] - interrupts[0] > 5.0)
+
+
+def test_the_deadline_is_that_of_the_first_sigterm(installed: StopSignals) -> None:
+    assert installed.deadline == math.inf
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert installed.deadline == math.inf
+    os.kill(os.getpid(), signal.SIGTERM)
+    first = installed.deadline
+    assert 0 < first - time.monotonic() <= 30.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert installed.deadline == first
+
+
 PROGRAM = """
 import os, signal, sys, time
 from electra_dist.resilience import preempt
@@ -65,6 +97,8 @@ def run(burst_seconds: float, *names: str) -> tuple[int, str]:
         (30.0, ("SIGINT", "SIGINT"), 0),  # one key press, sent twice
         (30.0, ("SIGUSR1", "SIGTERM", "SIGINT"), 0),
         (0.0, ("SIGTERM", "SIGTERM", "SIGUSR1"), 0),  # a scheduler that says it again
+        (0.0, ("SIGTERM", "SIGINT"), 0),  # a first interrupt, however late, is not a second one
+        (0.0, ("SIGTERM", "SIGINT", "SIGINT"), 1),
     ],
 )
 def test_only_a_later_second_interrupt_leaves_at_once(

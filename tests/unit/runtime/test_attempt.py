@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,13 +70,24 @@ def test_events_carry_time_attempt_rank_and_details(tmp_path: Path) -> None:
     }
 
 
-def test_a_superseded_attempt_can_say_so_and_nothing_else(tmp_path: Path) -> None:
-    events = Events(attempt=Attempt.claim(tmp_path), rank=0)
+def test_a_superseded_attempt_says_so_in_its_own_folder_alone(tmp_path: Path) -> None:
+    old = Attempt.claim(tmp_path)
+    events = Events(attempt=old, rank=0)
     Attempt.claim(tmp_path)
-    with pytest.raises(Superseded):
-        events.append("save", step=1)
-    events.append("superseded")
-    assert [e["event"] for e in read_json_lines(tmp_path / "events.jsonl")] == ["superseded"]
+    for event in ("save", "superseded"):
+        with pytest.raises(Superseded):
+            events.append(event)
+    assert not (tmp_path / "events.jsonl").exists()
+    old.write_exit(reason="superseded", step=3, checkpoint=None, exit_code=1)
+
+
+def test_start_json_says_who_claimed_the_attempt_and_when_it_was_launched(tmp_path: Path) -> None:
+    attempt = Attempt.claim(tmp_path)
+    attempt.write_start(1000.25, "a word", 4)
+    value = json.loads((attempt.folder / "start.json").read_text())
+    assert (value["launched"], value["launch"], value["world_size"]) == (1000.25, "a word", 4)
+    assert value["claimed"] > 1e9
+    assert value["pid"] == os.getpid()
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_users_mistake(tmp_path: Path) -> None:

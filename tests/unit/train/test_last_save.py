@@ -7,12 +7,27 @@ import pytest
 from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import CheckpointConfig
-from electra_dist.engine.protocol import LocalResult
+from electra_dist.engine.protocol import LocalResult, MayApply
 from electra_dist.resilience.guard import ExitReason
+from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.phases import Phases
+from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
+from electra_dist.train.clock import RunClock
 from electra_dist.train.loop import train
 from electra_dist.train.state import RunState
+
+
+def a_clock() -> RunClock:
+    return RunClock(
+        TimeBook(0.0, None),
+        StopSignals(),
+        margin_seconds=0.0,
+        guessed_save_seconds=0.0,
+        rows_a_step=1,
+        rows_an_evaluation=1,
+    )
 
 
 def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
@@ -20,20 +35,32 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
     sums = dict.fromkeys(
         ("loss", "generator_loss", "discriminator_loss", "replaced_share", "tokens"), 1.0
     )
+    local = LocalResult(sums=sums, checksum=0, grad_norm=1.0)
+
+    def step(_micro_batches: object, _rate: float, may_apply: MayApply) -> LocalResult:
+        assert may_apply(local)
+        return local
+
     world = World.from_environment({})
     config = RECIPES["tiny"]()
     return SimpleNamespace(
         config=replace(config, schedule=replace(config.schedule, stop_step=1)),
         state=RunState(),
-        stream=SimpleNamespace(micro_batches=lambda *_: []),
-        engine=SimpleNamespace(step=lambda *_: LocalResult(sums=sums, checksum=0, grad_norm=1.0)),
+        fetch=list,
+        phases=Phases(),
+        stragglers=SimpleNamespace(compare=lambda *_: None),
+        engine=SimpleNamespace(step=step),
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
+        time_signs=lambda: (0.0, 0.0),
+        clock=a_clock(),
+        replicas=SimpleNamespace(case=None, exist=False),
         stop_file_exists=lambda: False,
-        store=SimpleNamespace(signs=lambda: (0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
+        store=SimpleNamespace(signs=lambda: WriterSigns(0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
         record=lambda *_: None,
         frozen=None,
+        report=lambda *_, **__: None,
         save=lambda: None,
     )
 

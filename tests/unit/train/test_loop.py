@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.errors import Superseded
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
-from electra_dist.train.loop import agree, learning_rate
+from electra_dist.train.loop import learning_rate
 from electra_dist.train.state import RunState
+from electra_dist.train.step import agree
 
 Reduce = Callable[[list[float], str], list[float]]
 
@@ -25,6 +27,7 @@ class Exchange:
 
     def __init__(self, reduce: Reduce) -> None:
         self._reduce = reduce
+        self.world_size = 4
 
     def all_reduce_sum(self, values: list[float], name: str) -> list[float]:
         return self._reduce(list(values), name)
@@ -39,8 +42,9 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         state=RunState(step=step, position=32 * step),
         control=Exchange(reduce) if reduce else control,
         stop_signals=SimpleNamespace(received=more.get("received")),
+        time_signs=lambda: more.get("time", (0.0, 0.0)),
         stop_file_exists=lambda: more.get("asked", False),
-        store=SimpleNamespace(signs=lambda: more.get("writer", (0.0, 0.0, 0.0))),
+        store=SimpleNamespace(signs=lambda: WriterSigns(*more.get("writer", (0.0, 0.0, 0.0)))),
         attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
     )
 
@@ -89,7 +93,7 @@ def test_the_sums_of_all_ranks_are_those_of_one_message() -> None:
         return [4 * value for value in values]
 
     result = agree(a_run(11, four_ranks), local())
-    assert (result.loss, result.tokens) == (40.0, 2048.0)
+    assert (result.loss, result.tokens, result.grad_norm) == (40.0, 2048.0, 1.5)
     assert names == ["step 12"]
 
 

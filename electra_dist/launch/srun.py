@@ -1,0 +1,218 @@
+"""Ranks through srun, inside a Slurm allocation: the command, and which nodes are left.
+
+The supervisor runs in the batch script, on the allocation's first node; each launch is one srun
+step. Exit codes of srun mean little (a rank's 7 becomes 143): the run folder has the truth.
+"""
+
+import logging
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from electra_dist.errors import UserError
+from electra_dist.launch.local import Signals, run_processes
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 20.0
+"""As long as a busy slurmctld may take to answer; no answer means that nothing is known."""
+
+POLL_SECONDS = 15.0
+"""Between two looks at the nodes of a running step: a step that has lost a node in an allocation
+with --no-kill does not end by itself."""
+
+GRACE_SECONDS = 60.0
+"""How long a step that has lost a node, and then SIGTERM, may take to end."""
+
+GONE = ("down", "fail", "failing", "error", "unknown", "perctrs", "powered_down", "powering_down")
+"""States of nodes that can run no step; a state that ends in * is one of a node that is silent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """What the batch script was given."""
+
+    num_nodes: int
+    tasks_per_node: int | None
+    """None where nodes differ."""
+    num_tasks: int
+    node_list: str
+    """In Slurm's short form: n[1-4]."""
+    cpus_per_task: str | None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Allocation":
+        """Read a batch script's variables.
+
+        Raises:
+            UserError: this is no allocation, or it is a rank's environment.
+        """
+        if not environ.get("SLURM_JOB_ID"):
+            raise UserError(
+                "--launcher srun needs a Slurm allocation (SLURM_JOB_ID is not set): run it in a "
+                "batch script or under salloc, or start ranks of this machine with --nproc N"
+            )
+        if "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            raise UserError(
+                "--launcher srun is for the batch script, but srun has started this process as one "
+                "of several tasks: leave --launcher out here, each task then is a rank"
+            )
+        counts = _tasks_of_nodes(environ)
+        num_nodes = int(environ.get("SLURM_JOB_NUM_NODES") or len(counts) or 1)
+        per_node = counts[0] if counts and len(set(counts)) == 1 else None
+        default = sum(counts) if counts else num_nodes
+        return cls(
+            num_nodes=num_nodes,
+            tasks_per_node=per_node,
+            num_tasks=int(environ.get("SLURM_NTASKS") or default),
+            node_list=environ.get("SLURM_JOB_NODELIST", ""),
+            cpus_per_task=environ.get("SLURM_CPUS_PER_TASK"),
+        )
+
+
+def srun_command(
+    command: Sequence[str], allocation: Allocation, nodes: Sequence[str] | None, *, no_kill: bool
+) -> list[str]:
+    """The words that start `command` on every task.
+
+    Args:
+        command: program and arguments of a rank.
+        allocation: see there.
+        nodes: only on these; None: on all.
+        no_kill: the allocation outlives its nodes, and so shall the step.
+    """
+    words = ["srun", "--kill-on-bad-exit=1"]  # without it srun waits for ever for the other ranks
+    # The first SIGINT goes to the ranks, instead of srun's own "one more within 1 sec to abort".
+    words += ["--disable-status", "--unbuffered"]
+    words += ["--no-kill"] if no_kill else []
+    # srun of Slurm 22.05 and later does not take it over from sbatch.
+    words += [f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task else []
+    if nodes is not None:
+        assert allocation.tasks_per_node is not None
+        words += [f"--nodes={len(nodes)}", f"--ntasks={len(nodes) * allocation.tasks_per_node}"]
+        words += [f"--ntasks-per-node={allocation.tasks_per_node}"]
+        words += [f"--nodelist={','.join(nodes)}"]
+    else:
+        words += [f"--ntasks={allocation.num_tasks}"]
+    return [*words, *command]
+
+
+def usable_nodes(answer: str) -> list[str]:
+    """The nodes that can run a step, of the lines `name state` that sinfo has answered."""
+    usable: list[str] = []
+    for line in answer.splitlines():
+        name, _, state = line.strip().partition(" ")
+        base = re.match(r"[a-z_]+", state.strip().lower())
+        is_gone = state.strip().endswith("*") or not base or base[0] in GONE
+        if name and not is_gone and name not in usable:  # a node of two partitions has two lines
+            usable.append(name)
+    return usable
+
+
+def ask_sinfo(node_list: str) -> str:
+    """Lines `name state` of these nodes; empty if nobody answers."""
+    try:
+        done = subprocess.run(
+            ["sinfo", "-h", "-N", "-n", node_list, "-o", "%N %T"],
+            capture_output=True,
+            text=True,
+            timeout=ASK_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("the states of nodes %s are not known (%s)", node_list, error)
+        return ""
+    return done.stdout
+
+
+class SrunLauncher:
+    """Starts the ranks of one allocation, again and again, on the nodes that are left.
+
+    Args:
+        environ: of the batch script; srun reads its SLURM_* variables.
+        no_kill: the job was submitted with --no-kill and may go on with fewer nodes.
+        ask: what sinfo answers for a node list; for tests.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], *, no_kill: bool, ask: Callable[[str], str] = ask_sinfo
+    ) -> None:
+        self._environ = environ
+        self._allocation = Allocation.from_environment(environ)
+        self._no_kill = no_kill and self._allocation.tasks_per_node is not None
+        self._ask = ask
+        self._nodes: list[str] | None = None
+        """Those of the next step; None: all."""
+        self.world_size = self._allocation.num_tasks
+
+    def look(self) -> int:
+        """How many ranks can be started now; the next launch starts so many."""
+        nodes = usable_nodes(self._ask(self._allocation.node_list)) if self._no_kill else []
+        if not nodes or len(nodes) >= self._allocation.num_nodes:
+            self._nodes, self.world_size = None, self._allocation.num_tasks
+        else:
+            assert self._allocation.tasks_per_node is not None
+            self._nodes = nodes
+            self.world_size = len(nodes) * self._allocation.tasks_per_node
+        return self.world_size
+
+    def run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
+        """Run `command` as one step; returns srun's exit code."""
+        step = srun_command(command, self._allocation, self._nodes, no_kill=self._no_kill)
+        watch = _NodeWatch(self._still_there) if self._no_kill else None
+        try:
+            (code,) = run_processes(
+                step,
+                [{**self._environ, **variables}],
+                grace_seconds=GRACE_SECONDS,
+                kill_seconds=GRACE_SECONDS,
+                signals=signals,
+                is_lost=watch.has_lost if watch else lambda: False,
+                program="srun",
+            )
+        finally:
+            if watch:
+                watch.close()
+        return code
+
+    def _still_there(self) -> bool:
+        answer = self._ask(self._allocation.node_list)
+        expected = len(self._nodes) if self._nodes is not None else self._allocation.num_nodes
+        usable = usable_nodes(answer)
+        of_step = [n for n in usable if self._nodes is None or n in self._nodes]
+        return not answer.strip() or len(of_step) >= expected
+
+
+class _NodeWatch:
+    """Asks for the nodes of a step now and then, in a thread: signals must not wait for sinfo."""
+
+    def __init__(self, still_there: Callable[[], bool]) -> None:
+        self._still_there = still_there
+        self._lost, self._closed = threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def has_lost(self) -> bool:
+        return self._lost.is_set()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            if not self._still_there():
+                log.error("a node of this step is gone; ending the step")
+                self._lost.set()
+                return
+
+
+def _tasks_of_nodes(environ: Mapping[str, str]) -> list[int]:
+    """SLURM_TASKS_PER_NODE, 4(x2),3, as [4, 4, 3]; empty if it is not there."""
+    counts: list[int] = []
+    for part in filter(None, environ.get("SLURM_TASKS_PER_NODE", "").split(",")):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not found:
+            raise UserError(f"SLURM_TASKS_PER_NODE = {part!r} is not of Slurm's form 4(x2),3")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts

@@ -1,0 +1,98 @@
+"""What the main thread of a rank is doing, and for how long: a stack of named phases.
+
+    loop | data | forward | backward | reduce | forward | ... | optimizer | agree | optimizer | loop
+
+A phase's own time leaves out the phases inside it. Those in WAITING are collectives, or wait for
+other ranks: time in them says nothing about this rank. Entering and leaving costs some 2 us.
+
+Times are the host's. On CUDA a kernel that has been launched still runs when its phase is left: the
+host catches up where it needs a number, which is in `backward`, `optimizer` or `reduce`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+PHASES = (
+    "loop",  # between the others: bookkeeping
+    "data",
+    "forward",
+    "backward",
+    "optimizer",
+    "evaluate",
+    "record",  # metrics and events
+    "save",  # the copy, or all of it where saving is not asynchronous
+    "restore",
+    "reduce",  # gradients, or weights, are exchanged
+    "agree",  # a small exchange between ranks, such as the one all-reduce of a step
+    "commit",  # waiting for the writers of all ranks
+)
+
+WAITING = frozenset({"reduce", "agree", "commit"})
+"""Phases in which a rank waits for others."""
+
+NUM_MEASURED = 500
+"""Newest durations that are kept of each phase."""
+
+
+class Current(NamedTuple):
+    """What the main thread is in."""
+
+    phase: str
+    step: int
+    """The step that is being made, from 1; 0 before the first."""
+    since: float
+    """By the clock: when it was entered, or returned to."""
+    number: int
+    """Of changes of phase in this step: where ranks do the same, the lowest is behind."""
+
+
+class Phases:
+    """The clock of the phases of one thread; others may read `current` and `durations`.
+
+    Args:
+        clock: monotonic, in seconds; for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.listeners: list[Callable[[Current], None]] = []
+        """Each is called whenever a phase is entered, inside it, and whenever it is left."""
+        self.on_enter: list[Callable[[Current], None]] = []
+        """Each is called when a phase is entered, after the listeners; it may take its time."""
+        self.own_seconds = dict.fromkeys(PHASES, 0.0)
+        """Of each phase since the start, without the phases inside."""
+        self.durations = {phase: deque[float](maxlen=NUM_MEASURED) for phase in PHASES}
+        """Of each phase from entering it to leaving it, the newest ones."""
+        self.current = Current("loop", 0, clock(), 0)
+
+    def begin_step(self, step: int) -> None:
+        """From now on `step` is made, counted from 1."""
+        self._change(self.current.phase, step, 0)
+
+    @contextmanager
+    def enter(self, phase: str) -> Iterator[None]:
+        """The block is a phase, inside whatever phase it is entered from."""
+        outer = self.current.phase
+        entered = self._move_to(phase)
+        try:
+            for react in self.on_enter:
+                react(self.current)
+            yield
+        finally:
+            self.durations[phase].append(self._move_to(outer) - entered)
+
+    def _move_to(self, phase: str) -> float:
+        return self._change(phase, self.current.step, self.current.number + 1)
+
+    def _change(self, phase: str, step: int, number: int) -> float:
+        now = self.clock()
+        self.own_seconds[self.current.phase] += now - self.current.since
+        self.current = Current(phase, step, now, number)
+        for listen in self.listeners:
+            listen(self.current)
+        return now
