@@ -151,26 +151,33 @@ class SlurmLab:
         self._daemons[name].kill()
         self._daemons[name].wait()
 
-    def kill_node(self, node: str, *, with_slurmd: bool = True) -> None:
-        """As if the power failed: all that runs on the node is gone at once, slurmd too."""
+    def kill_node(self, node: str, *, with_slurmd: bool = True, step: str | None = None) -> None:
+        """As if the power failed: all that runs on the node is gone at once, slurmd too.
+
+        Args:
+            node: which one.
+            with_slurmd: False: Slurm learns of nothing.
+            step: only this one of the node's job: "0"; the batch script is "4294967291".
+        """
         if with_slurmd:
             self.kill(node)
-        for pid in self.processes(node):
+        for pid in self.processes(node, step):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def processes(self, node: str | None = None) -> list[int]:
+    def processes(self, node: str | None = None, step: str | None = None) -> list[int]:
         """What jobs of this lab have started (on a node), and the stepds that look after it."""
-        mine = f"SLURM_CONF={self.environ['SLURM_CONF']}\0".encode()
+        wanted = [f"SLURM_CONF={self.environ['SLURM_CONF']}"]
+        wanted += [f"SLURMD_NODENAME={node}"] if node else []
+        wanted += [f"SLURM_STEP_ID={step}"] if step else []
         found: set[int] = set()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             with suppress(OSError):
                 environ = (entry / "environ").read_bytes()
-                if mine not in environ or b"SLURM_JOB_ID=" not in environ:
-                    continue
-                if node is not None and f"SLURMD_NODENAME={node}\0".encode() not in environ:
+                words = environ.decode(errors="replace").split("\0")
+                if b"SLURM_JOB_ID=" not in environ or not set(wanted) <= set(words):
                     continue
                 found.add(int(entry.name))
                 found |= _stepds_above(int(entry.name))
