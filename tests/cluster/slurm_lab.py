@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-CPUS_PER_NODE = 4
 REQUEUE_HOLD_SECONDS = 6.0
 """Slurm holds a requeued job for cred_expire + 1 s; 5 is the least it takes."""
 SBIN = ("/usr/sbin", "/sbin")
@@ -77,9 +76,12 @@ class SlurmLab:
         folder: a new one, with a short path: sockets lie in it.
         num_nodes: n1, n2, ...
         num_gpus: fake ones a node, made by mknod.
+        cpus_per_node: as Slurm counts them; nothing is bound to them.
     """
 
-    def __init__(self, folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> None:
+    def __init__(
+        self, folder: Path, num_nodes: int = 4, num_gpus: int = 0, cpus_per_node: int = 4
+    ) -> None:
         self.folder = folder
         self.nodes = [f"n{number}" for number in range(1, num_nodes + 1)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -88,14 +90,14 @@ class SlurmLab:
         for name in list(self.environ):
             if name.startswith("SLURM_") and name != "SLURM_CONF":
                 del self.environ[name]
-        self._configure(num_gpus)
+        self._configure(num_gpus, cpus_per_node)
         self._start_munged()
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)
         self.wait(self.all_idle, 30.0, "all nodes are idle")
 
-    def _configure(self, num_gpus: int) -> None:
+    def _configure(self, num_gpus: int, cpus_per_node: int) -> None:
         (self.folder / "state").mkdir(parents=True)
         ports = free_ports(len(self.nodes) + 1)
         gpus = f" Gres=gpu:{num_gpus}" if num_gpus else ""
@@ -104,7 +106,7 @@ class SlurmLab:
             (self.folder / f"tmp.{node}").mkdir()
             lines.append(
                 f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
-                f"Port={port} CPUs={CPUS_PER_NODE} RealMemory=4000{gpus}"
+                f"Port={port} CPUs={cpus_per_node} RealMemory=4000{gpus}"
             )
         text = CONF.format(
             host=socket.gethostname(), port=ports[0], folder=self.folder, nodes="\n".join(lines)
@@ -248,12 +250,16 @@ class SlurmLab:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # the folder that was made for it alone
+            self.folder.parent.rmdir()
 
 
 @contextmanager
-def slurm_lab(folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> Iterator[SlurmLab]:
+def slurm_lab(
+    folder: Path, num_nodes: int = 4, num_gpus: int = 0, cpus_per_node: int = 4
+) -> Iterator[SlurmLab]:
     """A lab that is closed at the end; its folder must not exist yet."""
-    lab = SlurmLab(folder, num_nodes, num_gpus)
+    lab = SlurmLab(folder, num_nodes, num_gpus, cpus_per_node)
     try:
         yield lab
     finally:

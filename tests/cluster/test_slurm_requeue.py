@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from electra_dist.launch.records import read_lines
-from tests.cluster.conftest import Site, electra, exit_of
+from tests.cluster.site import Site, electra, exit_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs_slurm]
 
@@ -126,6 +126,34 @@ def test_a_run_asked_to_stop_is_not_requeued(site: Site, tmp_path: Path) -> None
     electra("stop", run)
     assert site.end(job, run, "COMPLETED")["why"] == "asked"
     assert exit_of(run, 1)["reason"] == "asked"
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_the_nodes_that_are_left(site: Site, tmp_path: Path) -> None:
+    """--no-kill: the same job, three ranks instead of four, and the calm run's order of rows."""
+    run = tmp_path / "run"
+    words = ("--resilience.min_world_size", "3")
+    flags = ("--nodes=4", "--no-kill")
+    job = site.submit(run, *flags, words=words, ELECTRA_DIST_FAULTS=SLOW)
+    site.reach(job, run, 12)
+    third = _nodes(site, job)[2]
+    site.lab.kill_node(third)
+    try:
+        site.end(job, run, "COMPLETED")
+    finally:
+        site.lab.start_node(third)
+        site.lab.wait(site.lab.all_idle, 60.0, "the node is back")
+    assert site.lab.job(job)["Restarts"] == "0"
+    restart = read_lines(run / "supervisor.jsonl")[0]
+    assert (restart["action"], restart["world_size"]) == ("restart", 3)
+    electra("corpus", "audit", run)
+    assert given_rows(run) == given_rows(site.calm(2))
+
+
+def given_rows(run: Path) -> dict[int, tuple[int, str]]:
+    """Of each step, the first position and the checksum of all that the engines were given."""
+    lines = read_lines(run / "ledger.jsonl")
+    return {x["step"]: (x["position"], x["checksum"]) for x in lines if x["kind"] == "step"}
 
 
 def _nodes(site: Site, job: str) -> list[str]:
