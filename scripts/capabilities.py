@@ -48,11 +48,12 @@ CAPABILITIES: dict[str, Capability] = {
         ),
         Capability(
             name="slurm",
-            what="no Slurm (slurmctld, slurmd, munged), or not root, who may run virtual nodes",
+            what="no Slurm (slurmctld, slurmd, munged, ip), or not root, who may run virtual nodes",
             remedy="apt-get install -y --no-install-recommends slurm-wlm slurm-wlm-basic-plugins "
-            "slurmctld slurmd slurm-client munge",
+            "slurmctld slurmd slurm-client munge iproute2",
             is_there=lambda: (
-                os.geteuid() == 0 and _on_path("slurmctld", "slurmd", "munged", "sbatch", "srun")
+                os.geteuid() == 0
+                and _on_path("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter")
             ),
         ),
         Capability(

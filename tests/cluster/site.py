@@ -75,10 +75,9 @@ class Site:
             run,
             *words,
             # Virtual nodes have no names of their own in the DNS.
-            MASTER_ADDR="127.0.0.1",
+            **{"MASTER_ADDR": "127.0.0.1", **variables},
             PYTHON=sys.executable,
             PYTHONPATH=str(ROOT),
-            **variables,
         )
 
     def step(self, run: Path) -> int:

@@ -1,7 +1,7 @@
 """A real Slurm of virtual nodes on this machine: munged, slurmctld and slurmds under one folder.
 
-Everything listens on free ports and
-belongs to the lab's folder, so that several labs stand side by side; `close` leaves nothing.
+Everything listens on free ports and belongs to the lab's folder, so that several labs stand side by
+side; `close` leaves nothing.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-REQUEUE_HOLD_SECONDS = 6.0
-"""Slurm holds a requeued job for cred_expire + 1 s; 5 is the least it takes."""
+from tests.cluster.hosts import Hosts
+
+LOOPBACK = "127.0.0.1"
 SBIN = ("/usr/sbin", "/sbin")
 
+# cred_expire=5, the least that is taken: a requeued job is held for 6 s instead of 121.
 CONF = """\
 ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -77,12 +79,19 @@ class SlurmLab:
         num_nodes: n1, n2, ...
         num_gpus: fake ones a node, made by mknod.
         cpus_per_node: as Slurm counts them; nothing is bound to them.
+        hosts: each node in a network of its own; None: all on the loopback interface.
     """
 
     def __init__(
-        self, folder: Path, num_nodes: int = 4, num_gpus: int = 0, cpus_per_node: int = 4
+        self,
+        folder: Path,
+        num_nodes: int = 4,
+        num_gpus: int = 0,
+        cpus_per_node: int = 4,
+        hosts: Hosts | None = None,
     ) -> None:
         self.folder = folder
+        self.hosts = hosts
         self.nodes = [f"n{number}" for number in range(1, num_nodes + 1)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         path = os.pathsep.join([os.environ["PATH"], *SBIN])
@@ -102,14 +111,19 @@ class SlurmLab:
         ports = free_ports(len(self.nodes) + 1)
         gpus = f" Gres=gpu:{num_gpus}" if num_gpus else ""
         lines = []
-        for node, port in zip(self.nodes, ports[1:], strict=True):
+        for number, (node, port) in enumerate(zip(self.nodes, ports[1:], strict=True), 1):
+            address = self.hosts.address(number) if self.hosts else LOOPBACK
             (self.folder / f"tmp.{node}").mkdir()
             lines.append(
-                f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
+                f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr={address} "
                 f"Port={port} CPUs={cpus_per_node} RealMemory=4000{gpus}"
             )
         text = CONF.format(
-            host=socket.gethostname(), port=ports[0], folder=self.folder, nodes="\n".join(lines)
+            host=socket.gethostname(),
+            address=self.hosts.gateway if self.hosts else LOOPBACK,
+            port=ports[0],
+            folder=self.folder,
+            nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(text)
         gres = ""
@@ -140,7 +154,8 @@ class SlurmLab:
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node (again)."""
-        self._start(node, ["slurmd", "-N", node, "-D", "-f", self.environ["SLURM_CONF"]])
+        enter = self.hosts.enter(self.nodes.index(node) + 1) if self.hosts else []
+        self._start(node, [*enter, "slurmd", "-N", node, "-D", "-f", self.environ["SLURM_CONF"]])
 
     def _start(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -256,10 +271,14 @@ class SlurmLab:
 
 @contextmanager
 def slurm_lab(
-    folder: Path, num_nodes: int = 4, num_gpus: int = 0, cpus_per_node: int = 4
+    folder: Path,
+    num_nodes: int = 4,
+    num_gpus: int = 0,
+    cpus_per_node: int = 4,
+    hosts: Hosts | None = None,
 ) -> Iterator[SlurmLab]:
     """A lab that is closed at the end; its folder must not exist yet."""
-    lab = SlurmLab(folder, num_nodes, num_gpus, cpus_per_node)
+    lab = SlurmLab(folder, num_nodes, num_gpus, cpus_per_node, hosts)
     try:
         yield lab
     finally:

@@ -3,13 +3,17 @@
 The reference is the calm run at the same world size: weights, moments and metrics, bit for bit.
 """
 
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from electra_dist.launch.records import read_lines
+from tests.cluster.hosts import network_hosts
 from tests.cluster.site import Site, electra, exit_of
+from tests.cluster.slurm_lab import slurm_lab
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs_slurm]
 
@@ -67,6 +71,23 @@ def test_a_node_that_dies(site: Site, tmp_path: Path) -> None:
     finally:
         site.lab.start_node(second)
         site.lab.wait(site.lab.all_idle, 60.0, "the node is back")
+
+
+@pytest.mark.slow
+def test_a_nodes_link_goes_down(site: Site, tmp_path: Path) -> None:
+    """Each node has a network of its own. The node that is cut off lives on, and does no harm."""
+    place = Path(tempfile.mkdtemp(prefix="lab")) / "s"
+    with network_hosts(4) as hosts, slurm_lab(place, hosts=hosts) as lab:
+        here = replace(site, lab=lab)
+        run = tmp_path / "run"
+        variables = {"MASTER_ADDR": hosts.address(1), "GLOO_SOCKET_IFNAME": "eth0"}
+        job = here.submit(run, ELECTRA_DIST_FAULTS=SLOW, **variables)
+        here.reach(job, run, 12)
+        assert _nodes(here, job) == ["n1", "n2"]
+        hosts.link(2, "down")
+        here.lab.wait(lambda: here.lab.job(job)["Restarts"] == "1", 60.0, "Slurm has seen it")
+        hosts.link(2, "up")  # while the next attempt runs
+        here.finished(job, run, attempts=2)
 
 
 @pytest.mark.slow
