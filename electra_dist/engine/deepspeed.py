@@ -34,6 +34,7 @@ from electra_dist.engine.protocol import (
     is_finite,
     to_batch,
 )
+from electra_dist.engine.waits import count_as_waiting
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.extensions import claim_extensions
@@ -69,6 +70,8 @@ class DeepSpeedEngine:
         self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._config, self._world, self._make_batch = config, world, make_batch
         self._phases = phases or Phases()
+        if device.type == "cpu":
+            count_as_waiting(deepspeed.comm.comm.cdb, self._phases)
         self._stage = config.engine.zero_stage
         num_micro_batches = config.batch.num_micro_batches
         num_passes = -(-num_micro_batches // world.world_size)

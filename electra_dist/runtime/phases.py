@@ -28,7 +28,7 @@ PHASES = (
     "save",  # the copy, or all of it where saving is not asynchronous
     "restore",
     "reduce",  # gradients, or weights, are exchanged
-    "agree",  # the one small all-reduce of a step
+    "agree",  # a small exchange between ranks, such as the one all-reduce of a step
     "commit",  # waiting for the writers of all ranks
 )
 
