@@ -30,7 +30,7 @@ def add_submit(parent: Any) -> None:
     requeue = command(parent, "requeue", submit.requeue)
     requeue.add_argument("run", type=Path, metavar="RUN")
     requeue.add_argument(
-        "--since", type=float, required=True, metavar="SECONDS", help="date +%%s at the job's start"
+        "--after-attempt", type=int, required=True, metavar="N", help="newest one before this job"
     )
     requeue.add_argument("--signals", default="", help="that the batch shell has got: USR1 TERM")
     requeue.add_argument(
@@ -41,5 +41,6 @@ def add_submit(parent: Any) -> None:
         type=int,
         default=3,
         metavar="K",
-        help="requeues in a row without a new checkpoint (default %(default)s)",
+        help="ends in a row without a new checkpoint, of which the last one is not requeued; "
+        "0: never requeue (default %(default)s)",
     )

@@ -27,6 +27,10 @@ class EngineConfig:
     """Deadline of a collective operation: then the missing rank is named and the attempt ends."""
     deterministic: bool = False
     """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
+    activation_checkpointing: bool = False
+    """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
+    compile: bool = False
+    """Run layers through torch.compile: a minute at the start, other bits; no gain on a CPU."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -45,6 +49,13 @@ class EngineConfig:
             self.precision,
             "DeepSpeed's bf16 optimizer is wrong at engine.zero_stage = 0",
             "use zero_stage 1, 2 or 3 for bf16",
+        )
+        require(
+            not (self.kind == "deepspeed" and self.zero_stage == 3 and self.compile),
+            "engine.compile",
+            self.compile,
+            "ZeRO-3 gathers weights within a layer, which is not compiled",
+            "use zero_stage 0, 1 or 2, or leave it out",
         )
 
 

@@ -1,182 +1,143 @@
-"""Should this Slurm job run again? A small state machine, asked by the batch script at its end.
+"""Shall this Slurm job be started again? Asked by the batch script once its ranks are gone.
 
-    events      what the batch shell has seen: USR1 (the time limit is near), TERM (scancel)
-    ending      why the newest attempt of this job's start ended: exit.json
-    verdict     requeue, or leave with an exit code
+    USR1 ──> warned      the time limit is near
+    TERM ──> told to end scancel, or Slurm has requeued the job itself
+    ranks are gone ──> exit.json ──> decide: requeue, or leave with an exit code
 
-The rules are those of contracts, section 7. A TERM to the shell never requeues: an outside requeue
-is done by Slurm itself, and `scontrol requeue` after scancel would bring the job back to life.
+    told to end                        leave: what Slurm wants it has done; a requeue would bring a
+                                       cancelled job back (seen on 22.05)
+    finished, asked                    leave, 0
+    stopped, or gone after a warning   requeue: time limit, or preemption, whose signal reaches the
+                                       ranks before it reaches the batch shell
+    crashed                            leave, 1: the supervisor has tried again inside the job;
+                                       requeue only if it lacks nodes
+    no new checkpoint, K times over    leave, 1
+
+`electra_dist.launch.slurm_job` asks Slurm and acts; here are plain values only.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 
-import logging
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from electra_dist.launch.records import (
-    append_line,
-    attempt_folders,
-    complete_checkpoints,
-    read_json,
-    read_lines,
-)
 from electra_dist.launch.restarts import FAILED, STOPPED, USER_MISTAKE
 
-log = logging.getLogger(__name__)
+FINISHED = 0
 
-SETTLE_SECONDS = 2.0
-"""Ranks may be gone before the TERM of a scancel reaches the shell, or Slurm's books."""
-ASK_SECONDS = 30.0
 MAX_FRUITLESS = 3
-"""Requeues in a row without a new checkpoint."""
+"""Ends of a job in a row without a new checkpoint, unless its script says otherwise."""
+
+
+class Event(Enum):
+    """What a batch shell sees."""
+
+    WARNED = "USR1"
+    """`--signal=B:USR1@lead`: that much is left of the time limit."""
+    TOLD_TO_END = "TERM"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How this start of the job ended."""
+    """How the ranks of this job have ended, as the run folder tells it."""
 
-    got_usr1: bool
-    """The batch shell: Slurm has said that the time limit is near."""
-    got_term: bool
-    """The batch shell: scancel, or a requeue by somebody else."""
     reason: str | None
-    """Of the newest attempt's exit.json; None: it crashed, or there was no attempt."""
+    """Of the newest attempt's exit.json; None: it crashed, or none was claimed."""
     exit_code: int
-    """Of exit.json; else what `electra-dist pretrain` left with."""
+    """Of that exit.json; of the launcher where there is none."""
+    checkpoint: str | None
+    """Name of the run's newest complete checkpoint."""
     needs_nodes: bool = False
-    """The supervisor gave up because the allocation has lost nodes."""
-    num_fruitless: int = 0
-    """Requeues in a row before this one that were followed by no new checkpoint."""
+    """The supervisor would go on, but for the nodes that this allocation has lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the batch script does."""
+class State:
+    """What the batch shell knows. Signals may come in any order, and after the ranks' end too."""
+
+    is_warned: bool = False
+    is_told_to_end: bool = False
+    ending: Ending | None = None
+    """None: the ranks are running."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do once the ranks are gone."""
 
     requeue: bool
     exit_code: int
+    """Of the batch script; with a requeue it is Slurm's to say what becomes of it."""
     why: str
 
 
-def decide(ending: Ending, max_fruitless: int = MAX_FRUITLESS) -> Verdict:
-    """The rules, in order; the first that applies counts."""
+def seen(state: State, event: Event | Ending) -> State:
+    """The state after one more event; the first ending stays."""
+    if isinstance(event, Ending):
+        return state if state.ending else replace(state, ending=event)
+    if event is Event.WARNED:
+        return replace(state, is_warned=True)
+    return replace(state, is_told_to_end=True)
+
+
+def decide(
+    state: State,
+    earlier_checkpoints: Sequence[str | None],
+    *,
+    max_fruitless: int,
+    job_state: str | None = "RUNNING",
+) -> Decision | None:
+    """What to do now; None while the ranks are running.
+
+    Args:
+        state: what the shell has seen.
+        earlier_checkpoints: the newest checkpoint at each earlier end of the run, oldest first.
+        max_fruitless: so many ends in a row without a new checkpoint are the last one; 0: never
+            requeue, the next job of a chain goes on.
+        job_state: what slurmctld says of this job: RUNNING unless it is being ended.
+    """
+    if state.ending is None:
+        return None
+    ending = state.ending
     if ending.reason in ("finished", "asked"):
-        return Verdict(requeue=False, exit_code=0, why=ending.reason)
-    code = STOPPED if ending.reason == "stopped" else (ending.exit_code or FAILED)
-    if ending.got_term:
-        return Verdict(requeue=False, exit_code=code, why="TERM: a requeue is Slurm's own affair")
+        return _leave(FINISHED, ending.reason)
     if ending.reason == "superseded":
-        return Verdict(requeue=False, exit_code=code, why="a later attempt owns the run folder")
+        return _leave(FAILED, "another job has taken over the run folder")
     if ending.exit_code == USER_MISTAKE:
-        return Verdict(requeue=False, exit_code=code, why="a restart would meet the same mistake")
-    if ending.got_usr1:
-        why = "the time limit is near"
-    elif ending.reason == "stopped":
-        why = "the ranks were told to stop (preemption)"
+        return _leave(USER_MISTAKE, "the next start would meet the same mistake")
+    has_stopped = ending.reason == "stopped"
+    code = STOPPED if has_stopped else FAILED
+    if state.is_told_to_end:
+        return _leave(code, "Slurm told the job to end")
+    if job_state not in ("RUNNING", None):
+        return _leave(code, f"Slurm is ending the job ({job_state})")
+    if has_stopped:
+        why = "the time limit is near" if state.is_warned else "the ranks were asked to stop"
+    elif state.is_warned:
+        why = "the time limit is near, and the ranks ended without a word"
     elif ending.needs_nodes:
         why = "the allocation has lost nodes"
     else:
-        return Verdict(requeue=False, exit_code=code, why="it failed, and not for want of time")
-    if ending.num_fruitless >= max_fruitless:
-        return Verdict(
-            requeue=False,
-            exit_code=FAILED,
-            why=f"{ending.num_fruitless} requeues in a row have brought no new checkpoint",
+        return _leave(FAILED, "it crashed, and may not be restarted again")
+    if max_fruitless == 0:
+        return _leave(code, f"{why}; requeueing is off, the same command resumes the run")
+    num_fruitless = fruitless([*earlier_checkpoints, ending.checkpoint])
+    if num_fruitless >= max_fruitless:
+        newest = ending.checkpoint or "none"
+        return _leave(
+            FAILED,
+            f"no progress: {num_fruitless} jobs in a row have ended without a new checkpoint "
+            f"(newest: {newest})",
         )
-    return Verdict(requeue=True, exit_code=code, why=why)
+    return Decision(requeue=True, exit_code=code, why=why)
 
 
-def ending_of(run: Path, since: float, signals: Sequence[str], exit_code: int) -> Ending:
-    """Read from the run folder how the start of the job ended that began at `since`.
-
-    Args:
-        run: RUN.
-        since: seconds since 1970; attempts claimed before are another start's.
-        signals: names that the batch shell has got, such as USR1.
-        exit_code: of `electra-dist pretrain`.
-    """
-    reason: str | None = None
-    newest = attempt_folders(run)[-1:]
-    if newest and float(read_json(newest[0] / "start.json").get("claimed", 0.0)) >= since:
-        ended = read_json(newest[0] / "exit.json")
-        reason, exit_code = ended.get("reason"), int(ended.get("exit_code", exit_code))
-    supervised = [line for line in read_lines(run / "supervisor.jsonl") if line["ended"] >= since]
-    return Ending(
-        got_usr1="USR1" in signals,
-        got_term="TERM" in signals,
-        reason=reason,
-        exit_code=exit_code,
-        needs_nodes=bool(supervised and supervised[-1].get("needs_nodes")),
-        num_fruitless=_num_fruitless(run),
-    )
+def fruitless(checkpoints: Sequence[str | None]) -> int:
+    """How many of the last ends brought no new checkpoint: at the very first any is a new one."""
+    number = 0
+    for before, after in zip([None, *checkpoints], checkpoints, strict=False):
+        number = number + 1 if after == before else 0
+    return number
 
 
-def requeue(run: Path, ending: Ending, environ: Mapping[str, str], max_fruitless: int) -> int:
-    """Decide, record it in RUN/requeue.jsonl, and have Slurm requeue this job if that is it.
-
-    Returns:
-        The exit code for the batch script: 75 after a requeue, by when it may be dead.
-    """
-    job_id = environ.get("SLURM_JOB_ID", "")
-    verdict = decide(ending, max_fruitless)
-    if verdict.requeue:
-        time.sleep(SETTLE_SECONDS)
-        state = job_state(job_id)
-        if state not in ("RUNNING", "PREEMPTED", "unknown"):  # cancelled, or requeued by another
-            verdict = Verdict(
-                requeue=False, exit_code=verdict.exit_code, why=f"the job is {state} already"
-            )
-    record: dict[str, Any] = {
-        "time": round(time.time(), 3),
-        "job": job_id,
-        "restart": int(environ.get("SLURM_RESTART_COUNT", 0)),
-        "requeue": verdict.requeue,
-        "why": verdict.why,
-        "checkpoint": _newest(run),
-    }
-    if run.is_dir():
-        append_line(run / "requeue.jsonl", record)
-    log.warning("%s: %s", "requeued" if verdict.requeue else "not requeued", verdict.why)
-    if verdict.requeue:
-        subprocess.run(["scontrol", "requeue", job_id], check=True, timeout=ASK_SECONDS)
-    return verdict.exit_code
-
-
-def job_state(job_id: str) -> str:
-    """What Slurm says of the job: RUNNING, COMPLETING ...; `unknown` if it does not answer."""
-    try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", job_id, "-o", "%T"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=ASK_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or ("unknown" if done.returncode else "GONE")
-
-
-def _newest(run: Path) -> str | None:
-    return next(reversed(complete_checkpoints(run)), None)
-
-
-def _num_fruitless(run: Path) -> int:
-    """Newest requeues in a row after which the newest checkpoint is still the same as now."""
-    newest = _newest(run)
-    count = 0
-    for line in reversed(read_lines(run / "requeue.jsonl")):
-        if not line.get("requeue") or line.get("checkpoint") != newest:
-            break
-        count += 1
-    return count
-
-
-def signals_of(words: str) -> list[str]:
-    """`USR1,TERM` or `USR1 TERM` as a list; SIG in front is left out."""
-    return [word.removeprefix("SIG") for word in words.replace(",", " ").split()]
+def _leave(exit_code: int, why: str) -> Decision:
+    return Decision(requeue=False, exit_code=exit_code, why=why)

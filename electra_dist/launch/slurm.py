@@ -24,27 +24,31 @@ BODY = """\
 # Signals go down: this shell -> electra-dist (the supervisor) -> srun -> ranks. Why it ended comes
 # back through the run folder: srun rewrites exit codes. Slurm sends USR1 to this shell ahead of the
 # time limit, and TERM at scancel.
-signals="" supervisor=""
+signals=() supervisor=""
 note() {
-    signals+="$1 "
+    signals+=("$1")
     if [[ -n $supervisor ]]; then kill -s "$1" "$supervisor" 2>/dev/null; fi
 }
 trap 'note USR1' USR1
 trap 'note TERM' TERM
 
-since=$(date +%s)
+newest=$(find "$run/attempts" -maxdepth 1 -name '[0-9]*' -printf '%f\\n' 2>/dev/null |
+    sort -n | tail -n 1)
 "$PYTHON" -m electra_dist pretrain "$@" --launcher srun --out "$run" &
 supervisor=$!
-code=1
-# A signal ends `wait` early, so only a process that is gone has an exit code.
-while kill -0 "$supervisor" 2>/dev/null; do
-    wait "$supervisor"
-    code=$?
+for signal in "${signals[@]}"; do # that came before there was a supervisor
+    kill -s "$signal" "$supervisor" 2>/dev/null
 done
+while kill -0 "$supervisor" 2>/dev/null; do
+    wait "$supervisor" # a signal ends the wait, not the supervisor
+done
+wait "$supervisor"
+code=$?
 
 # Decides by RUN/attempts/NNNN/exit.json and the signals: `scontrol requeue`, or leave. A TERM from
 # here on just ends it.
-exec "$PYTHON" -m electra_dist requeue "$run" --since "$since" --signals "$signals" --code "$code"
+exec "$PYTHON" -m electra_dist requeue "$run" --after-attempt "${newest:-0}" --code "$code" \\
+    --signals "${signals[*]}" --max-fruitless "${MAX_FRUITLESS:-3}"
 """
 """Of every pretraining script; slurm/pretrain.sbatch ends with it, a test compares."""
 
@@ -64,7 +68,8 @@ class Job:
     """In place of the cluster's."""
     no_kill: bool = False
     """Keep the allocation when a node fails: the supervisor goes on with the others."""
-    comment: str = ""
+    is_chained: bool = False
+    """Another job goes on where this one stops: no requeue."""
 
 
 def batch_script(job: Job, cluster: ClusterConfig) -> str:
@@ -78,6 +83,7 @@ def batch_script(job: Job, cluster: ClusterConfig) -> str:
         f"run={shlex.quote(str(job.run))}",
         f"set -- {' '.join(shlex.quote(word) for word in job.words)}".rstrip(),
         f"PYTHON={shlex.quote(cluster.python or job.python)}",
+        *([] if _may_requeue(job, cluster) else ["MAX_FRUITLESS=0"]),
         *_setting(cluster),
         "",
         BODY,
@@ -101,15 +107,18 @@ def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
         "gres": _gres(cluster),
         "time": job.time or cluster.time,
         "signal": f"B:USR1@{cluster.signal_lead_seconds}",
-        "output": f"{job.run}/slurm-%j.out",
+        "output": f"{str(job.run).replace('%', '%%')}/slurm-%j.out",
         "open-mode": "append",
-        "comment": job.comment or None,
     }
     words = [f"--{name}={_quoted(str(v))}" for name, v in named.items() if v is not None]
-    words.append("--requeue" if cluster.requeue else "--no-requeue")
+    words.append("--requeue" if _may_requeue(job, cluster) else "--no-requeue")
     words += ["--exclusive"] if cluster.exclusive else []
     words += ["--no-kill"] if job.no_kill else []
     return [*words, *cluster.sbatch]
+
+
+def _may_requeue(job: Job, cluster: ClusterConfig) -> bool:
+    return cluster.requeue and not job.is_chained
 
 
 def _quoted(value: str) -> str:
@@ -154,6 +163,7 @@ def _setting(cluster: ClusterConfig) -> list[str]:
         lines += [
             f"scratch={_expandable(cluster.scratch)}/electra_dist",
             'export TORCH_EXTENSIONS_DIR="$scratch/extensions" TRITON_CACHE_DIR="$scratch/triton"',
+            'export TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"',
         ]
     if cluster.container:
         rank = shlex.join([*cluster.container, "electra-dist"])
@@ -172,7 +182,10 @@ def _expandable(text: str) -> str:
 
 
 def submit(script: Path, *, test_only: bool, num_jobs: int) -> list[str]:
-    """Sbatch a script, once, or as a chain whose next job starts when the one before has ended.
+    """Sbatch a script, once, or as a chain of jobs that go on with one run.
+
+    The next job starts when the one before has ended without finishing the run; once the run is
+    finished, or was asked to stop, Slurm cancels the others.
 
     Returns:
         The jobs' ids; what sbatch answers with `test_only`.
@@ -183,7 +196,8 @@ def submit(script: Path, *, test_only: bool, num_jobs: int) -> list[str]:
     ids: list[str] = []
     for _ in range(1 if test_only else num_jobs):
         words = ["--test-only"] if test_only else ["--parsable"]
-        words += [f"--dependency=afterany:{ids[-1]}"] if ids else []
+        if ids:
+            words += [f"--dependency=afternotok:{ids[-1]}", "--kill-on-invalid-dep=yes"]
         ids.append(_sbatch([*words, str(script)]))
     return ids
 
