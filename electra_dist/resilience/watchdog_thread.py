@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,8 @@ class WatchdogThread:
         except OSError as error:
             log.error("the hang could not be written down: %s", error)
         finally:
+            with suppress(Exception):
+                self._beats.close()  # nothing of this rank stays in the host's temporary folder
             # Not by logging.shutdown: the main thread may hold a handler's lock.
             os._exit(1)
 
