@@ -28,8 +28,7 @@ class EngineConfig:
     deterministic: bool = False
     """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
     activation_checkpointing: bool = False
-    """Keep a layer's input only and compute the layer again for its gradient: less memory, a third
-    more time, the same bits."""
+    """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
     compile: bool = False
     """Run layers through torch.compile: a minute at the start, other bits; no gain on a CPU."""
 
