@@ -49,7 +49,8 @@ CAPABILITIES: dict[str, Capability] = {
         Capability(
             name="slurm",
             what="no Slurm (slurmctld, slurmd, munged)",
-            remedy="apt-get install -y --no-install-recommends slurm-wlm slurm-wlm-basic-plugins munge",
+            remedy="apt-get install -y --no-install-recommends "
+            "slurm-wlm slurm-wlm-basic-plugins munge",
             is_there=lambda: _on_path("slurmctld", "slurmd", "munged", "sbatch"),
         ),
         Capability(

@@ -84,8 +84,8 @@ class ResilienceConfig:
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
     on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
     """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
-    spike_deviations: float | None = 12.0
-    """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
+    spike_deviations: float | None = None
+    """So many robust deviations above its median a loss or gradient is a spike. None: no limit."""
     spike_window_steps: int = 128
     """Recent healthy steps that a spike is measured against; with fewer of them there is none."""
     max_rollbacks: int = 10
