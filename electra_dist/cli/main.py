@@ -14,6 +14,7 @@ from electra_dist.cli.checkpoint import add_checkpoint
 from electra_dist.cli.corpus import add_corpus, add_vocab
 from electra_dist.cli.downstream import add_downstream
 from electra_dist.cli.parser import Handler, Parser
+from electra_dist.cli.plan import add_plan
 from electra_dist.cli.run import add_run
 from electra_dist.cli.submit import add_submit
 from electra_dist.config import variables
@@ -21,6 +22,7 @@ from electra_dist.errors import UserError
 
 WITH_OVERRIDES = (
     ["pretrain"],
+    ["plan"],
     ["trace"],
     ["config", "show"],
     ["corpus", "audit"],
@@ -138,6 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_corpus(parent)
     add_vocab(parent)
     add_run(parent)
+    add_plan(parent)
     add_submit(parent)
     add_checkpoint(parent)
     add_downstream(parent)

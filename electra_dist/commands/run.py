@@ -50,11 +50,15 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
             source=source, is_fork=args.resume_from is not None, keep_moments=args.keep_moments
         )
         return pretrain(config, args.out, beginning if source else None)
-    return _supervised(args, config, path, [*beginning_words, *overrides])
+    return _supervised(args, config, path, beginning_words, overrides)
 
 
 def _supervised(
-    args: argparse.Namespace, config: RunConfig, path: Path | None, more_words: list[str]
+    args: argparse.Namespace,
+    config: RunConfig,
+    path: Path | None,
+    beginning_words: list[str],
+    overrides: list[str],
 ) -> int:
     """Start the ranks of a run, and again after a crash."""
     from electra_dist.launch.restarts import Limits
@@ -85,12 +89,14 @@ def _supervised(
     rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
     given = [str(path)] if path else []
     given += ["--recipe", args.recipe] if args.recipe else []
-    out = ["--out", str(args.out)]
+    # The beginning's words again at each restart: the run may have crashed before it saved what it
+    # took from there; afterwards they are ignored.
+    out = ["--out", str(args.out), *beginning_words]
     return supervise(
         launcher,
         args.out,
         limits,
-        [*rank, *given, *out, *more_words],
+        [*rank, *given, *out, *overrides],
         resume_command=[*rank, str(args.out / "config.json"), *out],
     )
 

@@ -39,6 +39,7 @@ RESUMABLE_FIELDS = (
     "engine.threads_per_rank",
     "engine.timeout_seconds",
     "engine.deterministic",
+    "engine.activation_checkpointing",
     "checkpoint",
     "resilience",
     "metrics",

@@ -27,6 +27,10 @@ class EngineConfig:
     """Deadline of a collective operation: then the missing rank is named and the attempt ends."""
     deterministic: bool = False
     """On CUDA: deterministic kernels only, so that a resumed run has the same bits, as on a CPU."""
+    activation_checkpointing: bool = False
+    """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
+    compile: bool = False
+    """Run layers through torch.compile: a minute at the start, other bits; no gain on a CPU."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -45,6 +49,13 @@ class EngineConfig:
             self.precision,
             "DeepSpeed's bf16 optimizer is wrong at engine.zero_stage = 0",
             "use zero_stage 1, 2 or 3 for bf16",
+        )
+        require(
+            not (self.kind == "deepspeed" and self.zero_stage == 3 and self.compile),
+            "engine.compile",
+            self.compile,
+            "ZeRO-3 gathers weights within a layer, which is not compiled",
+            "use zero_stage 0, 1 or 2, or leave it out",
         )
 
 
@@ -73,8 +84,8 @@ class ResilienceConfig:
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
     on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
     """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
-    spike_deviations: float | None = 12.0
-    """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
+    spike_deviations: float | None = None
+    """So many robust deviations above its median a loss or gradient is a spike. None: no limit."""
     spike_window_steps: int = 128
     """Recent healthy steps that a spike is measured against; with fewer of them there is none."""
     max_rollbacks: int = 10

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
@@ -34,6 +35,7 @@ from electra_dist.engine.protocol import (
     is_finite,
     to_batch,
 )
+from electra_dist.engine.waits import count_as_waiting
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.extensions import claim_extensions
@@ -69,6 +71,8 @@ class DeepSpeedEngine:
         self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._config, self._world, self._make_batch = config, world, make_batch
         self._phases = phases or Phases()
+        if device.type == "cpu":
+            count_as_waiting(deepspeed.comm.comm.cdb, self._phases)
         self._stage = config.engine.zero_stage
         num_micro_batches = config.batch.num_micro_batches
         num_passes = -(-num_micro_batches // world.world_size)
@@ -165,7 +169,16 @@ class DeepSpeedEngine:
     def state_restored(self) -> None:
         """Copy the fp32 shards into the weights that the model computes with, and gather these."""
         if self._stage in (1, 2):
-            self._zero.update_lp_params()
+            # In place, from each rank in turn: DeepSpeed's update_lp_params gathers whole groups,
+            # for which gloo takes the memory of the model once more (454 MiB a rank for `base`).
+            for parts, shard in zip(
+                self._zero.parallel_partitioned_bit16_groups,
+                self._zero.single_partition_of_fp32_groups,
+                strict=True,
+            ):
+                parts[self._world.rank].copy_(shard)
+                for rank, part in enumerate(parts):
+                    dist.broadcast(part, src=rank)
         elif self._stage == 3:
             for group in range(len(self._zero.fp32_partitioned_groups_flat)):
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -106,32 +107,49 @@ class Engine(Protocol):
         ...
 
 
+COMPUTED_PADDING = 1 / 16
+"""Share of a micro-batch up to which padding is computed: leaving out less costs more in copies
+than it saves."""
+
+
 def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
     """A micro-batch on `device` with its sampling noise; no attention mask where none is padded.
 
-    Its arrays cross to the device as small as they are and are widened there.
+    Its arrays cross to the device as small as they are and are widened there. Columns that are
+    padding in all rows, and slots that no row uses, are cut off.
     """
+    num_tokens_B = micro_batch.num_tokens_B
+    width = micro_batch.input_ids_BL.shape[1]
+    # A multiple of 8, which tensor cores ask for.
+    length = min(width, -(-int(num_tokens_B.max(initial=1)) // 8) * 8)
+    num_slots = max(1, int((micro_batch.masked_weights_BN > 0).sum(axis=1).max(initial=1)))
+    padding = 1.0 - float(num_tokens_B.sum()) / max(1, len(num_tokens_B) * length)
+    mask_BL = np.arange(length) < num_tokens_B[:, None]
 
-    def widened(array: Array) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True).long()
+    def moved(array: Array, columns: int) -> Tensor:
+        cut = np.ascontiguousarray(array[:, :columns])
+        return torch.from_numpy(cut).to(device, non_blocking=True)
 
-    num_tokens_B = torch.from_numpy(micro_batch.num_tokens_B)
-    length = micro_batch.input_ids_BL.shape[1]
     blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
-    has_padding = bool((micro_batch.num_tokens_B < length).any())
+    uniforms_BN = random.sampling_uniforms(
+        micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
+    )
     return Batch(
-        input_ids_BL=widened(micro_batch.input_ids_BL),
-        masked_ids_BL=widened(micro_batch.masked_ids_BL),
-        token_type_ids_BL=widened(micro_batch.token_type_ids_BL),
-        attention_mask_BL=torch.arange(length) < num_tokens_B[:, None] if has_padding else None,
-        masked_positions_BN=widened(micro_batch.masked_positions_BN),
-        masked_weights_BN=torch.from_numpy(micro_batch.masked_weights_BN),
-        uniforms_BN=random.sampling_uniforms(
-            micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
+        input_ids_BL=moved(micro_batch.input_ids_BL, length).long(),
+        masked_ids_BL=moved(micro_batch.masked_ids_BL, length).long(),
+        token_type_ids_BL=moved(micro_batch.token_type_ids_BL, length).long(),
+        attention_mask_BL=moved(mask_BL, length) if padding else None,
+        masked_positions_BN=moved(micro_batch.masked_positions_BN, num_slots).long(),
+        masked_weights_BN=moved(micro_batch.masked_weights_BN, num_slots),
+        uniforms_BN=uniforms_BN[:, :num_slots].contiguous().to(device, non_blocking=True),
+        block_ids_BL=None if blocks is None else moved(blocks, length),
+        position_ids_BL=None if positions is None else moved(positions, length),
+        places_T=(
+            torch.from_numpy(np.flatnonzero(mask_BL)).to(device, non_blocking=True)
+            if padding > COMPUTED_PADDING
+            else None
         ),
-        block_ids_BL=None if blocks is None else torch.from_numpy(blocks),
-        position_ids_BL=None if positions is None else torch.from_numpy(positions),
-    ).to(device)
+    )
 
 
 def disturbed(losses: Losses, micro_batch: MicroBatch) -> Losses:

@@ -35,9 +35,6 @@ WORDS = {
     "other": "anything else",
 }
 
-EVERY_SECONDS = 10.0
-"""How far apart the lines of times.jsonl are, or a five-hundredth of the attempt's time so far."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -48,6 +45,8 @@ class Line:
     step: int
     seconds: Mapping[str, float]
     """Of each part since the launch."""
+    next_line_seconds: float = 10.0
+    """At the first step boundary after so long comes another line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +161,7 @@ def _account(
         return  # the tail is `other`
     # Killed. Lines come every so often: steps went on for at most as long without one, and the
     # rest of the time nothing happened.
-    worked = min(tail, max(EVERY_SECONDS, (lines[-1].time - start) / 500))
+    worked = min(tail, lines[-1].next_line_seconds)
     book.seconds["redone"] += worked
     book.seconds["hang"] += tail - worked
 
@@ -200,7 +199,7 @@ def read_attempts(run: Path) -> list[AttemptTimes]:
                 launched=launched,
                 ended=gone.get(n) or max(claimed, signs.get(n, 0.0)),
                 is_over=bool(ended),
-                has_failed=ended.get("reason") == "failed",
+                has_failed=ended.get("reason") in ("failed", "hang"),
                 lines=_lines(folder / "times.jsonl"),
             )
         )
@@ -217,7 +216,9 @@ def _lines(path: Path) -> list[Line]:
             part: number(record.get(f"{part}_seconds")) or 0.0
             for part in (*WORK, "start_up", "hang")
         }
-        lines.append(Line(time=time, step=step, seconds=seconds))
+        due = number(record.get("next_line_seconds"))
+        line = Line(time=time, step=step, seconds=seconds, next_line_seconds=due or 0.0)
+        lines.append(line)
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from electra_dist.errors import UserError
 from electra_dist.launch.goodput import WORDS, read_attempts, split
+from electra_dist.launch.heartbeats import RankBeat, heartbeats, in_words
 from electra_dist.launch.records import (
     TAIL_BYTES,
     attempt_folders,
@@ -64,6 +65,8 @@ class RunStatus:
     checkpoints: list[str]
     """Names of the complete checkpoints, oldest first."""
     attempts: list[AttemptStatus]
+    heartbeats: list[RankBeat]
+    """Where each rank of the newest attempt was at its node's last sign of life."""
     events: list[dict[str, Any]]
     """The newest few."""
     goodput: dict[str, Any] | None
@@ -128,6 +131,7 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
         ),
         checkpoints=checkpoints,
         attempts=attempts,
+        heartbeats=heartbeats(run, time.time() if now is None else now),
         events=read_lines(run / "events.jsonl", TAIL_BYTES)[-NUM_EVENTS:],
         goodput=asdict(goodput) if goodput else None,
     )
@@ -159,6 +163,8 @@ def render(status: RunStatus) -> str:
         values = {k: v for k, v in status.held_out.items() if k != "step"}
         rows.append(("held out", f"at {status.held_out['step']:,}: {_numbers(values)}"))
     newest = status.checkpoints[-1] if status.checkpoints else "none"
+    if status.heartbeats and status.state in ("running", "silent"):
+        rows.append(("ranks", in_words(status.heartbeats)))
     rows.append(("checkpoint", f"{newest}, {len(status.checkpoints)} complete"))
     if status.goodput is not None:
         rows.append(("time", time_in_words(status.goodput)))

@@ -36,6 +36,9 @@ class Batch(NamedTuple):
     attends to its own document only."""
     position_ids_BL: Tensor | None = None
     """int32, packed rows only: positions, from 0 in every document."""
+    places_T: Tensor | None = None
+    """int64, where the real tokens stand among the B L places: the encoders compute only these.
+    None: they compute padding too."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""

@@ -17,7 +17,7 @@ from electra_dist.config.schema import ModelConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
-from electra_dist.model.encoder import Embeddings, Encoder
+from electra_dist.model.encoder import Embeddings, Encoder, draw_keys
 from electra_dist.model.objectives import OBJECTIVES, objective_named
 from electra_dist.runtime.keys import fold
 
@@ -54,10 +54,12 @@ class Generator(nn.Module):
         positions_BN: Tensor,
         block_ids_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
+        places_T: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, N, V] at `positions_BN`; the last two as in `Batch`."""
-        embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL)
-        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL)
+        """Logits [B, N, V] at `positions_BN`; the last three as in `Batch`."""
+        key, keys_S = draw_keys(self.encoder, ids_BL.device)
+        embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
+        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S)
         index_BND = positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])
         logits_BNV: Tensor = self.head(hidden_BLD.gather(1, index_BND), self.embeddings.word.weight)
         return logits_BNV
@@ -93,10 +95,12 @@ class Discriminator(nn.Module):
         attention_mask_BL: Tensor | None,
         block_ids_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
+        places_T: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L]; the last two as in `Batch`."""
-        embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL)
-        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL)
+        """Logits [B, L]; the last three as in `Batch`."""
+        key, keys_S = draw_keys(self.encoder, ids_BL.device)
+        embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
+        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S)
         logits_BL: Tensor = self.head(hidden_BLD)
         return logits_BL
 
@@ -143,6 +147,10 @@ class JointElectra(nn.Module):
             if has_discriminator
             else None
         )
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.recompute = config.engine.activation_checkpointing
+                module.compiled = config.engine.compile
         initialize(self, config.seed, model.initializer_range)
 
     def forward(self, batch: Batch) -> Losses:

@@ -1,15 +1,25 @@
 """The BERT post-LN encoder that both towers use (algorithm: section 2).
 
-Shapes: B rows, L positions, D hidden width, E embedding width, H heads, A = D / H, V vocabulary.
+Shapes: B rows, L positions, T tokens of all rows (B L, or the real ones alone), D hidden width,
+E embedding width, F = 4 D, H heads, A = D / H, S dropout sites, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
+from electra_dist.model import ops, random
+
+SITES_PER_LAYER = 3
+"""Attention weights, attention output, ffn output: what is dropped in a layer."""
 
 
 class Embeddings(nn.Module):
@@ -32,8 +42,12 @@ class Embeddings(nn.Module):
         input_ids_BL: Tensor,
         token_type_ids_BL: Tensor,
         position_ids_BL: Tensor | None = None,
+        key: Tensor | None = None,
     ) -> Tensor:
-        """Embed a batch of ids; returns [B, L, E]. Without position ids they are 0 to L - 1."""
+        """Embed a batch of ids; returns [B, L, E]. Without position ids they are 0 to L - 1.
+
+        `key` is that of the dropout site, None for no dropout.
+        """
         if position_ids_BL is None:  # one row for the whole batch
             position_ids_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
         embedded_BLE = (
@@ -41,7 +55,18 @@ class Embeddings(nn.Module):
             + self.token_type(token_type_ids_BL)
             + self.position(position_ids_BL)
         )
-        return F.dropout(self.layer_norm(embedded_BLE), self.dropout, self.training)
+        return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch stand: T of them in B rows of L."""
+
+    num_rows: int
+    length: int
+    mask_B1QL: Tensor | None
+    """True where a query may read a key (Q: 1 or L); None: always."""
+    places_T: Tensor | None
+    """int64, places of the real tokens among the B L; None where all are computed."""
 
 
 class Layer(nn.Module):
@@ -59,35 +84,32 @@ class Layer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, hidden_BLD: Tensor, mask_B1QL: Tensor | None) -> Tensor:
-        """One layer; `mask_B1QL` (Q: 1 or L) is True where a query may read a key, None: always."""
-        attended_BLD = F.dropout(
-            self.attention_output(self._attend(hidden_BLD, mask_B1QL)),
-            self.hidden_dropout,
-            self.training,
+    def forward(self, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None = None) -> Tensor:
+        """One layer; `keys_S` are those of its dropout sites, None for no dropout."""
+        weights_key, attended_key, out_key = (None,) * 3 if keys_S is None else keys_S.unbind(0)
+        attended_TD = self.attention_output(self._attend(hidden_TD, layout, weights_key))
+        hidden_TD = self.attention_layer_norm(
+            ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_key)
         )
-        hidden_BLD = self.attention_layer_norm(hidden_BLD + attended_BLD)
-        inner_BLF = F.gelu(self.ffn_in(hidden_BLD))
-        out_BLD = F.dropout(self.ffn_out(inner_BLF), self.hidden_dropout, self.training)
-        normed_BLD: Tensor = self.ffn_layer_norm(hidden_BLD + out_BLD)
-        return normed_BLD
+        out_TD = self.ffn_out(F.gelu(self.ffn_in(hidden_TD)))
+        normed_TD: Tensor = self.ffn_layer_norm(
+            ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_key)
+        )
+        return normed_TD
 
-    def _attend(self, hidden_BLD: Tensor, mask_B1QL: Tensor | None) -> Tensor:
-        batch, length, width = hidden_BLD.shape
-        qkv_3BHLA = (
-            self.qkv(hidden_BLD)
-            .view(batch, length, 3, self.num_heads, width // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
+    def _attend(self, hidden_TD: Tensor, layout: Layout, key: Tensor | None) -> Tensor:
+        """Attention within rows: what is left out of T stands as zeros that no token reads."""
+        width = hidden_TD.shape[-1]
+        qkv = self.qkv(hidden_TD)
+        if layout.places_T is not None:
+            places = layout.num_rows * layout.length
+            qkv = qkv.new_zeros(places, 3 * width).index_copy(0, layout.places_T, qkv)
+        qkv_BL3HA = qkv.view(
+            layout.num_rows, layout.length, 3, self.num_heads, width // self.num_heads
         )
-        query_BHLA, key_BHLA, value_BHLA = qkv_3BHLA.unbind(0)
-        context_BHLA = F.scaled_dot_product_attention(
-            query_BHLA,
-            key_BHLA,
-            value_BHLA,
-            attn_mask=mask_B1QL,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
-        return context_BHLA.transpose(1, 2).reshape(batch, length, width)
+        context_BLD = ops.attention(qkv_BL3HA, layout.mask_B1QL, self.attention_dropout, key)
+        context_TD = context_BLD.flatten(0, 1)
+        return context_TD if layout.places_T is None else context_TD[layout.places_T]
 
 
 class Encoder(nn.Module):
@@ -99,27 +121,82 @@ class Encoder(nn.Module):
             nn.Linear(config.embedding_size, width) if config.embedding_size != width else None
         )
         self.layers = nn.ModuleList(Layer(config, width, num_heads) for _ in range(num_layers))
+        self.recompute = False
+        """Keep each layer's input only and compute the layer again in the backward pass."""
+        self.compiled = False
+        """Run the layers through torch.compile."""
+
+    @property
+    def num_sites(self) -> int:
+        """Dropout sites of all layers."""
+        return SITES_PER_LAYER * len(self.layers)
 
     def forward(
         self,
         embedded_BLE: Tensor,
         attention_mask_BL: Tensor | None,
         block_ids_BL: Tensor | None = None,
+        places_T: Tensor | None = None,
+        keys_S: Tensor | None = None,
     ) -> Tensor:
         """Contextual vectors [B, L, D].
 
-        `attention_mask_BL` is bool, True at real tokens, or None where nothing is padded. With
-        `block_ids_BL` (0 at padding) a token attends to tokens of its own block only.
+        Args:
+            embedded_BLE: from `Embeddings`.
+            attention_mask_BL: bool, True at real tokens, or None where nothing is padded.
+            block_ids_BL: a token attends to tokens of its own block only (0: padding).
+            places_T: where the real tokens stand among the B L places: only they are computed and
+                the vectors of padding are 0.
+            keys_S: of the dropout sites, None for no dropout.
         """
-        hidden_BLD = (
-            embedded_BLE
-            if self.embeddings_project is None
-            else self.embeddings_project(embedded_BLE)
-        )
-        mask_B1QL = attention_mask(attention_mask_BL, block_ids_BL)
-        for layer in self.layers:
-            hidden_BLD = layer(hidden_BLD, mask_B1QL)
-        return hidden_BLD
+        num_rows, length, _ = embedded_BLE.shape
+        layout = Layout(num_rows, length, attention_mask(attention_mask_BL, block_ids_BL), places_T)
+        hidden_TD = embedded_BLE.flatten(0, 1)
+        if places_T is not None:
+            hidden_TD = hidden_TD[places_T]
+        if self.embeddings_project is not None:
+            hidden_TD = self.embeddings_project(hidden_TD)
+        for number, layer in enumerate(self.layers):
+            first = SITES_PER_LAYER * number
+            keys = None if keys_S is None else keys_S[first : first + SITES_PER_LAYER]
+            hidden_TD = self._run(layer, hidden_TD, layout, keys)
+        if places_T is not None:
+            all_TD = hidden_TD.new_zeros(num_rows * length, hidden_TD.shape[-1])
+            hidden_TD = all_TD.index_copy(0, places_T, hidden_TD)
+        return hidden_TD.view(num_rows, length, -1)
+
+    def _run(
+        self, layer: nn.Module, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None
+    ) -> Tensor:
+        run = partial(compiled_layer(), layer) if self.compiled else layer
+        if self.recompute and torch.is_grad_enabled():
+            # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
+            run = partial(
+                checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
+            )
+        output_TD: Tensor = run(hidden_TD, layout, keys_S)
+        return output_TD
+
+
+@cache
+def compiled_layer() -> Callable[..., Tensor]:
+    """`Layer.forward`, compiled; what cannot be compiled runs as it is.
+
+    By the layer, as all layers of a width are compiled in the time of one.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    compiled: Callable[..., Tensor] = torch.compile(Layer.forward)
+    return compiled
+
+
+def draw_keys(encoder: Encoder, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Keys of a tower's pass: of the embeddings' site and of the encoder's; none in evaluation."""
+    if not encoder.training:
+        return None, None
+    keys = random.site_keys(1 + encoder.num_sites, device)
+    return keys[0], keys[1:]
 
 
 def attention_mask(attention_mask_BL: Tensor | None, block_ids_BL: Tensor | None) -> Tensor | None:

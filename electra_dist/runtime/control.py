@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Control:
         self._store_host = store_host(world)
         self._sequence = 0
         self._store_answers = True
+        self.phases = Phases()
+        """The clock of the thread that calls: every exchange is the phase `agree`."""
 
     def all_reduce_sum(self, values: Sequence[float], name: str = "all_reduce_sum") -> list[float]:
         """The element-wise sum over ranks, in float64: one message, meant for once a step."""
@@ -148,6 +151,10 @@ class Control:
 
     def _run(self, name: str, start: Callable[[], Any]) -> None:
         """Wait for the operation that `start` begins, or find out who keeps it from ending."""
+        with self.phases.enter("agree"):
+            self._wait(name, start)
+
+    def _wait(self, name: str, start: Callable[[], Any]) -> None:
         self._sequence += 1
         entered = time.time()  # Wall clock, for other hosts to compare; deadlines are monotonic.
         deadline = time.monotonic() + self.timeout_seconds

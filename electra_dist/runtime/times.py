@@ -90,16 +90,25 @@ class TimeBook:
     def boundary(self, step: int, *, must_write: bool = False) -> None:
         """`step` is completed; a line is written if one is due, or must be.
 
-        It must at a save, which the next attempt may resume from. After a roll-back `step` is not
-        above the last one: then two lines say where steps stopped, and from where they went on.
+        It must at a save, which the next attempt may resume from.
         """
-        if step <= self._step:
-            self._write()
-            self._step = step - 1
-            self._write()
         self._reached(step)
         if must_write or self.elapsed >= self._due:
             self._write()
+
+    def rolled_back(self, step: int) -> None:
+        """Steps go on from `step`: two lines say where they stopped, and that.
+
+        All since the last boundary (the guilty step, its replays, the restore) counts as one more
+        step that is lost.
+        """
+        passed = self.since_boundary
+        self._seconds = dict(self._seconds_then)
+        self.add("step", passed)
+        self._reached(self._step + 1)
+        self._write()
+        self._reached(step)
+        self._write()
 
     @property
     def since_boundary(self) -> float:
@@ -122,7 +131,12 @@ class TimeBook:
         if self._attempt is None:
             return
         parts = {f"{part}_seconds": round(s, 3) for part, s in self._seconds_then.items()}
-        record = {"time": round(self._launched + self._boundary, 3), "step": self._step, **parts}
+        record = {
+            "time": round(self._launched + self._boundary, 3),
+            "step": self._step,
+            "next_line_seconds": round(self._due - self.elapsed, 3),
+            **parts,
+        }
         try:
             self._attempt.append_jsonl(self._attempt.folder / "times.jsonl", record)
         except OSError as error:  # a full disk ends no run; the next line has it all

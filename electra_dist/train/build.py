@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +20,7 @@ from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.engine.protocol import Engine
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
-from electra_dist.resilience.deadline import Ahead, guessed_save_seconds
+from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
@@ -31,12 +29,10 @@ from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.files import read_json_lines
 from electra_dist.runtime.metrics import MetricsWriter
 from electra_dist.runtime.phases import Phases
-from electra_dist.runtime.times import TimeBook
 from electra_dist.runtime.world import World
-from electra_dist.train.clock import RunClock
+from electra_dist.train.clock import RunClock, make_clock
 from electra_dist.train.environment import engine_words
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
@@ -185,7 +181,7 @@ def assemble(joined: Joined) -> Run:
     mine = [world.local_rank, socket.gethostname()]
     seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
     local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
-    phases = Phases()
+    control.phases = phases = Phases()
     engine = make_engine(config, world, joined.groups.device, phases)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
@@ -227,24 +223,6 @@ def assemble(joined: Joined) -> Run:
     run.store.prepare(run.engine)
     run.clock.book.begin(run.state.step)
     return run
-
-
-def make_clock(joined: Joined, parameter_shapes: Mapping[str, tuple[int, ...]]) -> RunClock:
-    """The clock of this rank: rank 0's knows the end of the job and how long saves took."""
-    config, attempt, is_leader = joined.config, joined.attempt, joined.groups.world.is_leader
-    num_elements = sum(math.prod(shape) for shape in parameter_shapes.values())
-    events = read_json_lines(attempt.run_folder / "events.jsonl") if is_leader else []
-    return RunClock(
-        TimeBook(joined.launched, attempt if is_leader else None),
-        joined.stop_signals,
-        end=math.inf if joined.end is None else time.monotonic() + joined.end - time.time(),
-        margin_seconds=config.resilience.end_margin_seconds,
-        # Three float32 an element: the weight and two moments.
-        guessed_save_seconds=guessed_save_seconds(12.0 * num_elements),
-        rows_a_step=config.batch.global_batch_size,
-        rows_an_evaluation=config.metrics.eval_num_samples,
-        saves=[event["seconds"] for event in events if event.get("event") == "save"],
-    )
 
 
 def make_engine(

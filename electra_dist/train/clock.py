@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from electra_dist.resilience.deadline import (
@@ -13,11 +13,14 @@ from electra_dist.resilience.deadline import (
     Pace,
     TimeSigns,
     guessed_evaluation_seconds,
+    guessed_save_seconds,
     slow_one,
     time_signs,
 )
 from electra_dist.resilience.preempt import StopSignals
+from electra_dist.runtime.files import read_json_lines
 from electra_dist.runtime.times import TimeBook
+from electra_dist.train.join import Joined
 
 NUM_MEASURED = 1000
 """Newest steps, saves and evaluations that the pace is taken from."""
@@ -120,3 +123,21 @@ class RunClock:
         signs = time_signs(left, self.pace, ahead)
         self.is_up = signs.is_up
         return signs
+
+
+def make_clock(joined: Joined, parameter_shapes: Mapping[str, tuple[int, ...]]) -> RunClock:
+    """The clock of this rank: rank 0's knows the end of the job and how long saves took."""
+    config, attempt, is_leader = joined.config, joined.attempt, joined.groups.world.is_leader
+    num_elements = sum(math.prod(shape) for shape in parameter_shapes.values())
+    events = read_json_lines(attempt.run_folder / "events.jsonl") if is_leader else []
+    return RunClock(
+        TimeBook(joined.launched, attempt if is_leader else None),
+        joined.stop_signals,
+        end=math.inf if joined.end is None else time.monotonic() + joined.end - time.time(),
+        margin_seconds=config.resilience.end_margin_seconds,
+        # Three float32 an element: the weight and two moments.
+        guessed_save_seconds=guessed_save_seconds(12.0 * num_elements),
+        rows_a_step=config.batch.global_batch_size,
+        rows_an_evaluation=config.metrics.eval_num_samples,
+        saves=[event["seconds"] for event in events if event.get("event") == "save"],
+    )

@@ -24,6 +24,7 @@ from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
+from electra_dist.runtime.memory import keep_freed_memory
 from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
 from electra_dist.train.beginning import Beginning, Source, open_source, still_wanted
@@ -72,6 +73,8 @@ def join(
     assert resolved is not None
     config, corpora, source = resolved
     torch.set_num_threads(config.engine.threads_per_rank or 1)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -46,6 +46,7 @@ def train(run: Run) -> ExitReason:
             save_overdue = False
             with run.phases.enter("restore"):
                 roll_back(run, result.finding)
+            run.clock.book.rolled_back(run.state.step)
             continue
         if not replicas_agree(run, decision.compare):
             return ExitReason.FAILED

@@ -118,8 +118,7 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         "stop_asked": float(run.stop_file_exists()),
         **{f"writer_{name}": value for name, value in writer._asdict().items()},
     }
-    with run.phases.enter("agree"):
-        totals = run.control.all_reduce_sum(list(mine.values()), name=f"step {run.state.step + 1}")
+    totals = run.control.all_reduce_sum(list(mine.values()), name=f"step {run.state.step + 1}")
     total = dict(zip(mine, totals, strict=True))
     if total["writer_superseded"]:
         raise run.attempt.superseded()

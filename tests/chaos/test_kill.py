@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +35,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def start(
-    corpus: str, run: Path, stage: str, ranks: int, more: Mapping[str, str] = MappingProxyType({})
+    corpus: str,
+    run: Path,
+    stage: str,
+    ranks: int,
+    more: Mapping[str, str] = MappingProxyType({}),
+    words: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """`electra-dist pretrain --nproc`: 40 steps of a small model, saved every 8."""
     engine = (
@@ -49,7 +54,7 @@ def start(
     command += ["--schedule.warmup_steps", "5", "--batch.global_batch_size", "8"]
     command += ["--batch.micro_batch_size", "2", "--engine.threads_per_rank", "1"]
     command += ["--checkpoint.every_steps", "8", "--metrics.log_every", "1"]
-    command += ["--metrics.eval_every", "20", "--metrics.no-tensorboard"]
+    command += ["--metrics.eval_every", "20", "--metrics.no-tensorboard", *words]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     return subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
 

@@ -18,7 +18,7 @@ from tests import made_up
 from tests.small_run import words
 
 pytestmark = pytest.mark.chaos
-HEARTBEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 1.0
 """Between two lines of times.jsonl, as the driver sets it."""
 
 

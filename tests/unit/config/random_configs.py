@@ -99,6 +99,7 @@ ENGINES = st.one_of(
         threads_per_rank=st.none() | positive(256),
         timeout_seconds=rates(),
         deterministic=st.booleans(),
+        activation_checkpointing=st.booleans(),
     ),
     st.builds(schema.EngineConfig, kind=st.just("reference"), zero_stage=st.just(0)),
 )

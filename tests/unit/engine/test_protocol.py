@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,24 @@ def test_a_batch_holds_the_micro_batch_and_a_mask_where_something_is_padded(
     ):
         np.testing.assert_array_equal(found.numpy(), wanted)
     assert batch.sampled_ids_BN is None
+
+
+def test_columns_and_slots_that_no_row_uses_are_cut_off(
+    config: RunConfig, make_micro_batch: MakeMicroBatch
+) -> None:
+    whole = make_micro_batch(config, is_padded=False)
+    weights = whole.masked_weights_BN.copy()
+    weights[:, 1:] = 0
+    short = replace(whole, num_tokens_B=np.array([7, 3]), masked_weights_BN=weights)
+    batch = to_batch(short, config.seed, CPU)
+    assert batch.input_ids_BL.shape == batch.token_type_ids_BL.shape == (2, 8)
+    assert batch.masked_positions_BN.shape == batch.uniforms_BN.shape == (2, 1)
+    # What is left is computed without its padding; noise stays that of the slot.
+    assert batch.places_T is not None
+    assert batch.places_T.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
+    full = to_batch(whole, config.seed, CPU)
+    assert full.places_T is None
+    assert torch.equal(batch.uniforms_BN, full.uniforms_BN[:, :1])
 
 
 def test_sampling_noise_follows_from_seed_step_and_index(

@@ -1,15 +1,16 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from electra_dist.config.schema import RunConfig
-from electra_dist.model.batch import Batch
+from electra_dist.config.schema import EngineConfig, RunConfig
+from electra_dist.model import encoder, random
+from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.encoder import Layer
+from electra_dist.model.encoder import Layer, Layout
 
 MakeBatch = Callable[..., Batch]
 Scrambled = Callable[..., JointElectra]
@@ -92,29 +93,27 @@ def test_a_layer_is_the_post_ln_formula(config: RunConfig, scrambled: Scrambled)
     layer = cast(Layer, model.discriminator.encoder.layers[0])
     hidden = torch.randn(1, 7, 128, generator=torch.Generator().manual_seed(0))
     wanted = naive_layer(layer, hidden[0].double())
-    torch.testing.assert_close(layer(hidden, None)[0].double(), wanted, rtol=0, atol=1e-5)
+    found = layer(hidden[0], Layout(1, 7, None, None))
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
 
 
 def dropped_shares(
     model: JointElectra, batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[float], list[float]]:
-    """Dropout probabilities in use in one pass: of activations and of attention weights."""
+) -> tuple[list[float], list[float], list[tuple[int, int]]]:
+    """What one pass drops: shares of activations, of attention weights, and the sites' keys."""
     hidden: list[float] = []
     attention: list[float] = []
-    dropout, attend = F.dropout, F.scaled_dot_product_attention
+    keys: list[tuple[int, int]] = []
+    keep_mask = random.keep_mask
 
-    def spy_dropout(values: Tensor, p: float, training: bool) -> Tensor:
-        hidden.append(p if training else 0.0)
-        return dropout(values, p, training)
+    def spy(key: Tensor, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+        (attention if len(shape) == 4 else hidden).append(p)
+        keys.append((int(key[0]), int(key[1])))
+        return keep_mask(key, shape, p, like)
 
-    def spy_attend(*args: Tensor, dropout_p: float, attn_mask: Tensor | None) -> Tensor:
-        attention.append(dropout_p)
-        return attend(*args, dropout_p=dropout_p, attn_mask=attn_mask)
-
-    monkeypatch.setattr(nn.functional, "dropout", spy_dropout)
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy_attend)
+    monkeypatch.setattr(random, "keep_mask", spy)
     model(batch)
-    return hidden, attention
+    return hidden, attention, keys
 
 
 def test_dropout_lies_behind_embeddings_attention_weights_and_both_outputs(
@@ -125,8 +124,96 @@ def test_dropout_lies_behind_embeddings_attention_weights_and_both_outputs(
 ) -> None:
     config = make_config(hidden_dropout=0.25, attention_dropout=0.125)
     model, batch = scrambled(config), make_batch(config, [24])
-    assert dropped_shares(model, batch, monkeypatch) == ([0.0] * 10, [0.0] * 4)
-    hidden, attention = dropped_shares(model.train(), batch, monkeypatch)
+    assert dropped_shares(model, batch, monkeypatch) == ([], [], [])
+    hidden, attention, keys = dropped_shares(model.train(), batch, monkeypatch)
     # Two towers, each: embeddings, and two layers with two outputs and one attention.
     assert hidden == [0.25] * 10
     assert attention == [0.125] * 4
+    assert len(set(keys)) == 14  # no site shares its noise
+
+
+def gradients(model: JointElectra, batch: Batch, seed: int = 0) -> tuple[Losses, dict[str, Tensor]]:
+    """Losses and gradients of a pass in training, its noise keyed by `seed`."""
+    random.seed_dropout(seed, 0, 0)
+    model.train().zero_grad()
+    losses = model(batch)
+    losses.total.backward()
+    return losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def places_of(batch: Batch) -> Tensor:
+    assert batch.attention_mask_BL is not None
+    return batch.attention_mask_BL.flatten().nonzero().squeeze(1)
+
+
+def test_rows_without_their_padding_give_the_same_losses_and_gradients(
+    calm: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
+) -> None:
+    model, batch = scrambled(calm), make_batch(calm, [24, 9, 5])
+    padded, wanted = gradients(model, batch)
+    bare, found = gradients(model, batch._replace(places_T=places_of(batch)))
+    for name in ("total", "generator", "discriminator", "replaced_share"):
+        one, other = getattr(bare, name).item(), getattr(padded, name).item()
+        assert one == pytest.approx(other, rel=1e-5)
+    real = batch.attention_mask_BL
+    assert bare.discriminator_logits_BL is not None
+    assert padded.discriminator_logits_BL is not None
+    torch.testing.assert_close(
+        bare.discriminator_logits_BL[real], padded.discriminator_logits_BL[real], rtol=0, atol=1e-5
+    )
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [[24, 24], [24, 9]])
+def test_activation_checkpointing_changes_no_bit(
+    num_tokens: list[int], config: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
+) -> None:
+    batch = make_batch(config, num_tokens)
+    if num_tokens[1] < 24:
+        batch = batch._replace(places_T=places_of(batch))
+    plain, wanted = gradients(scrambled(config), batch)
+    frugal = replace(config, engine=EngineConfig(activation_checkpointing=True))
+    model = scrambled(frugal)
+    assert model.generator.encoder.recompute
+    found_losses, found = gradients(model, batch)
+    assert torch.equal(found_losses.total, plain.total)
+    assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+    _, other = gradients(model, batch, seed=1)
+    assert not torch.equal(other["embeddings.word.weight"], wanted["embeddings.word.weight"])
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses_and_gradients(
+    config: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
+) -> None:
+    batch = make_batch(config, [24, 24])
+    plain, wanted = gradients(scrambled(config), batch)
+    model = scrambled(replace(config, engine=EngineConfig(compile=True, zero_stage=2)))
+    compiled, found = gradients(model, batch)
+    assert compiled.total.item() == pytest.approx(plain.total.item(), rel=1e-5)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_that_cannot_be_compiled_runs_as_it_is(
+    config: RunConfig,
+    make_batch: MakeBatch,
+    scrambled: Scrambled,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)
+    batch = make_batch(config, [24, 24])
+    plain, _ = gradients(scrambled(config), batch)
+    monkeypatch.setattr(
+        encoder, "compiled_layer", lambda: torch.compile(Layer.forward, backend=broken)
+    )
+    model = scrambled(replace(config, engine=EngineConfig(compile=True)))
+    losses, _ = gradients(model, batch)
+    assert torch.equal(losses.total, plain.total)

@@ -96,6 +96,37 @@ def test_a_document_in_a_packed_row_gives_what_it_gives_alone(
     assert together.labels_BL.sum() > 10
 
 
+def test_losses_of_packed_rows_are_those_of_a_padded_row_a_document(
+    make_config: Callable[..., RunConfig], scrambled: Scrambled
+) -> None:
+    config = make_config(hidden_dropout=0.0, attention_dropout=0.0)
+    model, packed = scrambled(config).train(), packed_batch()
+    fields: dict[str, list[Tensor]] = {}
+    for row, place in places():
+        size = place.stop - place.start
+        for name in ("input_ids_BL", "masked_ids_BL", "token_type_ids_BL"):
+            ids = torch.zeros(LENGTH, dtype=torch.int64)
+            ids[:size] = getattr(packed, name)[row, place]
+            fields.setdefault(name, []).append(ids)
+        fields.setdefault("attention_mask_BL", []).append(torch.arange(LENGTH) < size)
+        positions = packed.masked_positions_BN[row]
+        within = (positions >= place.start) & (positions < place.stop)
+        weights = packed.masked_weights_BN[row] * within
+        fields.setdefault("masked_weights_BN", []).append(weights)
+        moved = torch.where(weights > 0, positions - place.start, 0)
+        fields.setdefault("masked_positions_BN", []).append(moved)
+        fields.setdefault("uniforms_BN", []).append(packed.uniforms_BN[row])
+    padded = Batch(**{name: torch.stack(values) for name, values in fields.items()})
+    real = padded.attention_mask_BL
+    assert real is not None
+    wanted: Losses = model(padded)
+    for batch in (packed, padded._replace(places_T=real.flatten().nonzero().squeeze(1))):
+        found: Losses = model(batch)
+        for name in ("total", "generator", "discriminator", "replaced_share"):
+            value = getattr(wanted, name).item()
+            assert getattr(found, name).item() == pytest.approx(value, rel=1e-5), name
+
+
 def logits(model: JointElectra, batch: Batch, ids: Tensor) -> Tensor:
     """What both towers say of `ids`: [B, L, V + 1], the generator at all positions."""
     assert model.discriminator is not None

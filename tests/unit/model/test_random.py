@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from electra_dist.model import random
 from electra_dist.runtime.keys import fold
@@ -54,7 +55,9 @@ def test_neighbouring_keys_never_share_a_seed_and_their_order_matters() -> None:
 
 def dropout_mask(seed: int, step: int, micro_batch: int) -> list[float]:
     random.seed_dropout(seed, step, micro_batch)
-    return torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+    key = random.site_keys(1, torch.device("cpu"))[0]
+    mask: list[float] = random.keep_mask(key, (64,), 0.5, torch.ones(1)).tolist()
+    return mask
 
 
 def test_dropout_depends_on_its_key_and_not_on_what_was_drawn_before() -> None:
@@ -85,3 +88,66 @@ def test_sampling_noise_is_uniform_below_one() -> None:
     assert noise.max() < 1
     counts = torch.histc(noise, bins=10, min=0, max=1)
     assert counts.tolist() == pytest.approx([5000] * 10, abs=5 * 5000**0.5)
+
+
+def masks(num_sites: int, size: int, p: float) -> Tensor:
+    random.seed_dropout(0, 0, 0)
+    keys = random.site_keys(num_sites, torch.device("cpu"))
+    return torch.stack([random.keep_mask(key, (size,), p, torch.ones(1)) for key in keys])
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_a_mask_drops_its_share_in_every_lane_row_and_column(p: float) -> None:
+    size = 1 << 20
+    mask = masks(1, size, p)[0]
+    share = random.dropped_lanes(p) / 2**16
+    assert share == pytest.approx(p, abs=2**-17)
+    assert random.keep_scale(p) == pytest.approx(1 / (1 - share))
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    words = mask.view(-1, 1024, 2)  # rows and columns of words, and two lanes
+    for dims in ((0, 1), (1, 2), (0, 2)):
+        kept = words.sum(dims)
+        each = size / len(kept)
+        deviation = (each * share * (1 - share)) ** 0.5
+        assert ((kept - each * (1 - share)).abs() < 5.5 * deviation).all()
+
+
+def test_dropping_a_tenth_drops_6554_of_65536() -> None:
+    assert random.dropped_lanes(0.1) / 2**16 == pytest.approx(0.100006, abs=1e-6)
+
+
+def test_masks_are_independent_of_each_other_and_within_themselves() -> None:
+    size = 1 << 20
+    first, second = masks(2, size, 0.1) - 0.9
+    limit = 5 * 0.09 / size**0.5
+
+    def together(*parts: Tensor) -> float:
+        return abs(float(torch.stack(parts).prod(0).mean()))
+
+    assert together(first, second) < limit
+    for lag in (1, 2, 3, 64, 128, 256, 2048, 4096):
+        assert together(first[lag:], first[:-lag]) < limit
+        assert together(first[lag:], second[:-lag]) < limit
+    # The four corners of a rectangle of words, whose sums cancel out before they are mixed.
+    grid = first.view(-1, 1024, 2)
+    corners = (grid[:-1, :-1], grid[:-1, 1:], grid[1:, :-1], grid[1:, 1:])
+    assert together(*corners) < 5 * 0.09**2 / size**0.5
+
+
+def test_a_mask_takes_any_shape_and_the_type_of_what_it_masks() -> None:
+    key = random.site_keys(1, torch.device("cpu"))[0]
+    for shape in ((), (1,), (3, 5, 7), (2, 1, 2049)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            mask = random.keep_mask(key, shape, 0.25, torch.ones(1, dtype=dtype))
+            assert mask.shape == shape
+            assert mask.dtype == dtype
+    # An element's bit follows from its number, not from how many there are.
+    long, short = (random.keep_mask(key, (n,), 0.25, torch.ones(1)) for n in (9000, 5001))
+    assert torch.equal(long[:5001], short)
+
+
+def test_a_mask_follows_from_its_key_alone() -> None:
+    key = torch.tensor([1234567, 7654321], dtype=torch.int32)
+    dropped = (random.keep_mask(key, (40,), 0.3, torch.ones(1)) == 0).nonzero().flatten()
+    # Were these numbers to change, no run could be repeated.
+    assert dropped.tolist() == [4, 8, 12, 14, 18, 19, 24, 31, 32, 33, 35]

@@ -27,7 +27,7 @@ def short(record: dict[str, Any]) -> tuple[float, int, dict[str, float]]:
     parts = {
         name.removesuffix("_seconds"): value
         for name, value in record.items()
-        if name not in ("time", "step") and value
+        if name not in ("time", "step", "next_line_seconds") and value
     }
     return record["time"], record["step"], parts
 
@@ -73,16 +73,24 @@ def test_lines_come_every_ten_seconds_and_more_seldom_in_a_long_life(tmp_path: P
 def test_a_roll_back_says_where_steps_stopped_and_from_where_they_went_on(tmp_path: Path) -> None:
     book, clock, path = a_book(tmp_path)
     book.begin(0)
-    for step in (1, 2, 3, 2, 3):  # back to step 1 after step 3
+    for step in (1, 2, 3):
+        clock.now += 1
+        book.add("step", 1)
+        book.boundary(step)
+    clock.now += 1
+    book.add("step", 0.5)
+    clock.now += 4  # replays and the restore
+    book.rolled_back(1)
+    for step in (2, 3):
         clock.now += 1
         book.add("step", 1)
         book.boundary(step)
     book.end(3)
     assert [short(record)[1:] for record in read_json_lines(path)] == [
         (0, {"start_up": 8.0}),
-        (3, {"start_up": 8.0, "step": 3}),
-        (1, {"start_up": 8.0, "step": 3}),
-        (3, {"start_up": 8.0, "step": 5}),
+        (4, {"start_up": 8.0, "step": 8}),
+        (1, {"start_up": 8.0, "step": 8}),
+        (3, {"start_up": 8.0, "step": 10}),
     ]
 
 

@@ -14,7 +14,6 @@ from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.errors import Superseded
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 from electra_dist.train.loop import learning_rate
 from electra_dist.train.state import RunState
@@ -46,7 +45,6 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         time_signs=lambda: more.get("time", (0.0, 0.0)),
         stop_file_exists=lambda: more.get("asked", False),
         store=SimpleNamespace(signs=lambda: WriterSigns(*more.get("writer", (0.0, 0.0, 0.0)))),
-        phases=Phases(),
         attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
     )
 

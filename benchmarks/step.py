@@ -1,0 +1,221 @@
+"""One training step of `small` beside transformers' models, and beside its bare matrix products.
+
+    python benchmarks/step.py [--rounds 7] [--threads 2] [--clock cpu] [--only packing] [--json]
+
+12 x 256, generator 12 x 64, L 128, 16 rows, V 30522, dropout 0.1, tied tables, one optimizer (ours)
+for all; the step is the reference engine's, from a micro-batch to new weights. All take turns in
+every round, the other way about in every second one; ratios are the medians of a round's ratios.
+`--clock cpu` takes CPU seconds in place of seconds: with one thread other work disturbs them less.
+
+`transformers, all positions` hands the generator its `labels`, so logits and the loss are made at
+every position; `gathered` picks the masked hidden vectors first. Both sample at the masked slots,
+by the Gumbel trick.
+
+`matrix products` runs every product of the step, forward and backward, alone, with the shapes and
+layouts of the step (listed), each as often as the step does: a step that did nothing else would
+take this long. The step's FLOPs are those of this list, so FLOP/s over FLOP/s is time over time.
+`full` rows have no padding; `real` rows are cut from made-up documents by the rules of
+`corpus pack`, and their FLOPs count real tokens only.
+
+`packing` takes documents of 30 tokens on average, one a row of 128 and padded, against the same
+documents in packed rows; losses of both are compared without dropout on the same masks and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.peers import joint_rows, joint_step, products  # noqa: E402
+from electra_dist.config.recipes import RECIPES  # noqa: E402
+from electra_dist.config.schema import BatchConfig, RunConfig  # noqa: E402
+from electra_dist.data.stream import MicroBatch  # noqa: E402
+from electra_dist.engine.protocol import to_batch  # noqa: E402
+from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
+from electra_dist.model.electra import JointElectra  # noqa: E402
+from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
+from electra_dist.runtime.world import World  # noqa: E402
+
+NUM_ROWS = 16
+CPU = torch.device("cpu")
+Step = Callable[[], Any]
+
+
+def run_config(*, dropout: float = 0.1) -> RunConfig:
+    """`small` with one micro-batch of 16 rows a step."""
+    config = RECIPES["small"]()
+    model = replace(
+        config.model, vocab_size=30522, hidden_dropout=dropout, attention_dropout=dropout
+    )
+    batch = BatchConfig(global_batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS)
+    return replace(config, model=model, batch=batch)
+
+
+def ours(config: RunConfig, micro_batches: list[MicroBatch], **options: Any) -> Step:
+    """A step of the reference engine, as `engine.kind = "reference"` runs it."""
+    engine = ReferenceEngine(
+        JointElectra(config), config, World.from_environment({}), CPU, **options
+    )
+    return lambda: engine.step(micro_batches, learning_rate=1e-5)
+
+
+def padding_computed(micro_batch: MicroBatch, seed: int, device: torch.device) -> Any:
+    """A batch whose padding the model computes and masks, as most code does."""
+    batch = to_batch(micro_batch, seed, device)
+    return batch._replace(places_T=None)
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def interleave(steps: dict[str, Step], rounds: int, clock: str) -> dict[str, list[float]]:
+    """Seconds of each step in every round but the first, which warms up."""
+    now = CLOCKS[clock]
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in list(steps.items())[:: 1 if number % 2 else -1]:
+            started = now()
+            step()
+            took = now() - started
+            if number:
+                seconds[name].append(took)
+                print(f"round {number}  {name:32} {took:8.3f}", file=sys.stderr)
+    return seconds
+
+
+def ratio(top: list[float], bottom: list[float]) -> float:
+    """Median of the rounds' ratios: what slows a whole round down falls out."""
+    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
+
+
+def measure_step(rounds: int, clock: str) -> dict[str, Any]:
+    """Ours, transformers and the bare products; full rows and real ones."""
+    config = run_config()
+    full = joint_rows.full_rows(config)
+    real = joint_rows.real_rows(config)
+    num_real = int(real.num_tokens_B.sum())
+    bare = {
+        "full": products.of_step(config, NUM_ROWS * config.data.sequence_length, NUM_ROWS),
+        "real": products.of_step(config, num_real, NUM_ROWS),
+    }
+    seconds = interleave(
+        {
+            "ours, full rows": ours(config, [full]),
+            "matrix products, full rows": products.runner(bare["full"]),
+            "transformers, gathered": joint_step.runner(config, [full], gathered=True),
+            "transformers, all positions": joint_step.runner(config, [full], gathered=False),
+            "ours, real rows": ours(config, [real]),
+            "matrix products, real rows": products.runner(bare["real"]),
+        },
+        rounds,
+        clock,
+    )
+    return {
+        "seconds": seconds,
+        "gflop": {name: products.flops(shapes) / 1e9 for name, shapes in bare.items()},
+        "shapes": [str(shape) for shape in bare["full"]],
+        "tokens": {"full": NUM_ROWS * config.data.sequence_length, "real": num_real},
+        "ratios": {
+            "transformers, all positions / ours": ratio(
+                seconds["transformers, all positions"], seconds["ours, full rows"]
+            ),
+            "transformers, gathered / ours": ratio(
+                seconds["transformers, gathered"], seconds["ours, full rows"]
+            ),
+            "FLOP/s of full rows / of products": ratio(
+                seconds["matrix products, full rows"], seconds["ours, full rows"]
+            ),
+            "FLOP/s of real rows / of products": ratio(
+                seconds["matrix products, real rows"], seconds["ours, real rows"]
+            ),
+        },
+    }
+
+
+def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
+    """Tokens a second of short documents: padded, without their padding, packed; and the losses."""
+    config = run_config()
+    packed, alone = joint_rows.short_documents(config)
+    tokens = {"packed": int(packed.num_tokens_B.sum()), "padded": int(alone[0].num_tokens_B.sum())}
+    seconds = interleave(
+        {
+            "packed rows": ours(config, [packed]),
+            "a document a row, padded": ours(config, alone[:1], make_batch=padding_computed),
+            "a document a row, as it is": ours(config, alone[:1]),
+        },
+        rounds,
+        clock,
+    )
+    per_token = {
+        name: [
+            second / tokens["packed" if name == "packed rows" else "padded"] for second in values
+        ]
+        for name, values in seconds.items()
+    }
+    padded = per_token["a document a row, padded"]
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "mean_document": float(alone[0].num_tokens_B.mean()),
+        "losses": joint_rows.compare_losses(run_config(dropout=0.0), packed, padding_computed),
+        "ratios": {
+            "packed / padded, tokens/s": ratio(padded, per_token["packed rows"]),
+            "not padded / padded, tokens/s": ratio(padded, per_token["a document a row, as it is"]),
+        },
+    }
+
+
+PARTS = {"step": measure_step, "packing": measure_packing}
+TARGETS = {
+    "transformers, all positions / ours": 4.0,
+    "transformers, gathered / ours": 1.9,
+    "FLOP/s of full rows / of products": 0.75,
+    "FLOP/s of real rows / of products": 0.75,
+    "packed / padded, tokens/s": 2.5,
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does; the others of this process gain by it too
+    found = {name: PARTS[name](args.rounds, args.clock) for name in args.only}
+    if args.json:
+        print(json.dumps({"threads": args.threads, "clock": args.clock, **found}))
+        return
+    for name, part in found.items():
+        print(f"\n{name}: seconds, median (min to max) of {args.rounds} rounds")
+        for who, values in part["seconds"].items():
+            middle = statistics.median(values)
+            print(f"  {who:32}{middle:8.3f} ({min(values):.3f} to {max(values):.3f})")
+        for what in ("tokens", "gflop", "mean_document", "losses"):
+            if what in part:
+                print(f"  {what}: {part[what]}")
+        for what, value in part["ratios"].items():
+            target = f"   (target: at least {TARGETS[what]})" if what in TARGETS else ""
+            print(f"  {what:40}{value:6.2f}{target}")
+        for shape in part.get("shapes", ()):
+            print(f"    {shape}")
+
+
+if __name__ == "__main__":
+    main()

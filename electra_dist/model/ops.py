@@ -1,0 +1,175 @@
+"""The few operations that torch has no fast form of on every device, with their gradients by hand.
+
+On CUDA dropout and attention are torch's own fused kernels, which draw from the default generator
+of the device, seeded per micro-batch. Elsewhere torch falls back to a Bernoulli draw an element
+(14 % of a step of `small` on a CPU) and to five kernels for attention.
+
+Shapes: B rows, L positions, H heads, A head width, D = H A, N masked slots of a row, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from electra_dist.model import random
+
+
+def dropout(values: Tensor, p: float, key: Tensor | None) -> Tensor:
+    """Dropout keyed by its site; without a key (evaluation) the values themselves."""
+    if key is None or p == 0.0:
+        return values
+    if values.is_cuda:
+        return F.dropout(values, p)
+    mask = random.keep_mask(key, values.shape, p, values).mul_(random.keep_scale(p))
+    return values * mask
+
+
+def add_dropped(residual: Tensor, values: Tensor, p: float, key: Tensor | None) -> Tensor:
+    """Residual + dropout(values), one pass over them each way."""
+    if key is None or p == 0.0:
+        return residual + values
+    if values.is_cuda:
+        return residual + F.dropout(values, p)
+    mask = random.keep_mask(key, values.shape, p, values).mul_(random.keep_scale(p))
+    added: Tensor = _AddMasked.apply(residual, values, mask)
+    return added
+
+
+class _AddMasked(torch.autograd.Function):
+    """Residual + values x mask: addcmul, whose own gradient takes a pass and a tensor more."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return torch.addcmul(residual, values, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return gradient, gradient * mask, None
+
+
+def attention(qkv_BL3HA: Tensor, mask_B1QL: Tensor | None, p: float, key: Tensor | None) -> Tensor:
+    """Softmax(query key' / sqrt(A)) value, with dropout on the weights: [B, L, D].
+
+    Args:
+        qkv_BL3HA: queries, keys and values.
+        mask_B1QL: True where a query may read a key (Q: 1 or L); every query may read one at least.
+        p: dropout, where there is a key.
+        key: of the dropout site; None in evaluation.
+    """
+    batch, length, _, heads, width = qkv_BL3HA.shape
+    dropout_p = 0.0 if key is None else p
+    qkv_3BHLA = qkv_BL3HA.permute(2, 0, 3, 1, 4)
+    if qkv_BL3HA.is_cuda or dropout_p == 0.0:
+        query_BHLA, key_BHLA, value_BHLA = qkv_3BHLA.unbind(0)
+        context_BHLA = F.scaled_dot_product_attention(
+            query_BHLA, key_BHLA, value_BHLA, attn_mask=mask_B1QL, dropout_p=dropout_p
+        )
+    else:
+        assert key is not None
+        keep_BHLL = random.keep_mask(key, (batch, heads, length, length), p, qkv_BL3HA)
+        context_BHLA = _DroppedAttention.apply(
+            qkv_3BHLA, mask_B1QL, keep_BHLL, random.keep_scale(p)
+        )
+    return context_BHLA.transpose(1, 2).reshape(batch, length, heads * width)
+
+
+class _DroppedAttention(torch.autograd.Function):
+    """Attention from batched products, in as few passes over [B, H, L, L] as they allow.
+
+    With W the softmax, M its dropped and rescaled form and O = M V, the gradient of the scores is
+    M (dO V') - W rowsum(O dO): neither the mask nor a softmax gradient is needed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv_3BHLA: Tensor, mask_B1QL: Tensor | None, keep_BHLL: Tensor, scale: float
+    ) -> Tensor:
+        _, batch, heads, length, width = qkv_3BHLA.shape
+        qkv_3XLA = qkv_3BHLA.reshape(3, batch * heads, length, width)
+        query_XLA, key_XLA, value_XLA = qkv_3XLA.unbind(0)
+        scores_XLL = _product(query_XLA, key_XLA.mT, width**-0.5)
+        if mask_B1QL is not None:
+            bias_B1QL = torch.zeros_like(mask_B1QL, dtype=scores_XLL.dtype)
+            bias_B1QL.masked_fill_(~mask_B1QL, float("-inf"))
+            scores_XLL.view(keep_BHLL.shape).add_(bias_B1QL)
+        weights_XLL = torch.softmax(scores_XLL, dim=-1)
+        dropped_XLL = keep_BHLL.view(scores_XLL.shape).mul_(weights_XLL)
+        context_XLA = _product(dropped_XLL, value_XLA, scale)
+        ctx.save_for_backward(qkv_3XLA, weights_XLL, dropped_XLL, context_XLA)
+        ctx.scale = scale
+        return context_XLA.view(batch, heads, length, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BHLA: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv_3XLA, weights_XLL, dropped_XLL, context_XLA = ctx.saved_tensors
+        query_XLA, key_XLA, value_XLA = qkv_3XLA.unbind(0)
+        gradient_XLA = gradient_BHLA.reshape(context_XLA.shape)
+        width = gradient_XLA.shape[-1]
+        scores_XLL = _product(gradient_XLA, value_XLA.mT, ctx.scale).mul_(dropped_XLL)
+        sums_XL1 = (gradient_XLA * context_XLA).sum(-1, keepdim=True)
+        scores_XLL.addcmul_(weights_XLL, sums_XL1, value=-1.0)
+        gradients = (
+            _product(scores_XLL, key_XLA, width**-0.5),
+            _product(scores_XLL.mT, query_XLA, width**-0.5),
+            _product(dropped_XLL.mT, gradient_XLA, ctx.scale),
+        )
+        # Written once, in the layout of the product that made them: [B, L, 3, H, A].
+        batch, heads, length, _ = gradient_BHLA.shape
+        gradient_BL3HA = gradient_BHLA.new_empty(batch, length, 3, heads, width)
+        for number, gradient in enumerate(gradients):
+            gradient_BHLA = gradient.view(batch, heads, length, width)
+            gradient_BL3HA[:, :, number] = gradient_BHLA.transpose(1, 2)
+        return gradient_BL3HA.permute(2, 0, 3, 1, 4), None, None, None
+
+
+def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
+    """A batched product times a factor that costs nothing: [X, I, K]."""
+    out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
+    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor)
+
+
+def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(id) at each slot [B, N] with gradient; and, without one, log p and p, [B, N, V].
+
+    One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward
+    pass overwrites p (autograd refuses a second one).
+    """
+    losses_BN, log_probs_BNV, probs_BNV = _CrossEntropy.apply(logits_BNV, ids_BN)
+    return losses_BN, log_probs_BNV, probs_BNV
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_probs_BNV = F.log_softmax(
+            logits_BNV, dim=-1, dtype=torch.promote_types(logits_BNV.dtype, torch.float32)
+        )
+        probs_BNV = log_probs_BNV.exp()
+        ctx.save_for_backward(probs_BNV, ids_BN)
+        ctx.mark_non_differentiable(log_probs_BNV, probs_BNV)
+        ctx.set_materialize_grads(False)
+        ctx.dtype = logits_BNV.dtype
+        losses_BN = -log_probs_BNV.gather(-1, ids_BN.unsqueeze(-1)).squeeze(-1)
+        return losses_BN, log_probs_BNV, probs_BNV
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, gradient_BN: Tensor | None, *_: Tensor | None
+    ) -> tuple[Tensor | None, None]:
+        if gradient_BN is None:
+            return None, None
+        probs_BNV, ids_BN = ctx.saved_tensors
+        gradient_BN1 = gradient_BN.unsqueeze(-1)
+        gradient_BNV = probs_BNV.mul_(gradient_BN1)  # V numbers a slot: the largest tensor of all
+        gradient_BNV.scatter_add_(-1, ids_BN.unsqueeze(-1), -gradient_BN1)
+        return gradient_BNV.to(ctx.dtype), None

@@ -1,0 +1,159 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from electra_dist.config.accounting import (
+    OBJECTIVES_OF_ONE_TOWER,
+    flops_of_row,
+    google_flops_of_row,
+    is_decayed,
+    num_parameters,
+    parameter_shapes,
+    train_flops,
+    vocab_size,
+)
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import (
+    BatchConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+from electra_dist.engine.optim import decay_groups
+from electra_dist.model.batch import Batch
+from electra_dist.model.electra import JointElectra
+from electra_dist.model.objectives import OBJECTIVES
+
+
+def with_vocabulary(config: RunConfig) -> RunConfig:
+    return replace(config, model=replace(config.model, vocab_size=vocab_size(config)))
+
+
+def built(config: RunConfig) -> JointElectra:
+    """The real module, without its memory."""
+    with torch.device("meta"):
+        return JointElectra(with_vocabulary(config))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "joint", "discriminator"),
+    [
+        ("small", 14_196_219, 13_549_057),
+        ("small_pp", 23_122_875, 13_549_057),
+        ("base", 119_386_427, 109_483_009),
+        ("large", 354_655_291, 335_142_913),
+    ],
+)
+def test_parameters_are_those_of_the_paper(recipe: str, joint: int, discriminator: int) -> None:
+    assert num_parameters(RECIPES[recipe]()) == {"joint": joint, "discriminator": discriminator}
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_shapes_are_those_of_the_built_module_in_its_order(recipe: str, objective: str) -> None:
+    config = replace(RECIPES[recipe](), objective=ObjectiveConfig(name=objective))
+    model = built(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert list(parameter_shapes(config).items()) == list(shapes.items())
+    product = model.discriminator or model.generator
+    assert num_parameters(config) == {
+        "joint": sum(p.numel() for p in model.parameters()),
+        "discriminator": sum(p.numel() for p in product.parameters()),
+    }
+
+
+@given(
+    num_layers=st.integers(1, 3),
+    width=st.sampled_from([8, 64, 128]),
+    embedding=st.sampled_from([8, 64, 128]),
+    generator=st.sampled_from([8, 64]),
+    vocabulary=st.integers(5, 300),
+)
+def test_shapes_of_any_size_are_those_of_the_built_module(
+    num_layers: int, width: int, embedding: int, generator: int, vocabulary: int
+) -> None:
+    model = ModelConfig(
+        num_layers=num_layers,
+        hidden_size=width,
+        embedding_size=embedding,
+        generator_hidden_size=generator,
+        generator_num_layers=1,
+        vocab_size=vocabulary,
+    )
+    config = RunConfig(model=model)
+    shapes = {name: tuple(p.shape) for name, p in built(config).named_parameters()}
+    assert list(parameter_shapes(config).items()) == list(shapes.items())
+
+
+def test_decay_is_told_by_name_as_the_optimizer_does() -> None:
+    model = built(RECIPES["tiny"]())
+    decayed = {id(p) for p in decay_groups(model, 0.01)[0]["params"]}
+    assert {n for n, p in model.named_parameters() if id(p) in decayed} == {
+        n for n in parameter_shapes(RECIPES["tiny"]()) if is_decayed(n)
+    }
+
+
+def test_objectives_of_one_tower_are_those_without_a_discriminator() -> None:
+    single = {name for name, one in OBJECTIVES.items() if not one.has_discriminator}
+    assert single == set(OBJECTIVES_OF_ONE_TOWER)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "objective", "num_steps", "flops"),
+    [
+        ("small", "electra", 1_000_000, "1.2937e+18"),
+        ("base", "electra", 766_000, "6.4245e+19"),
+        ("large", "electra", 400_000, "7.1176e+20"),
+        ("large", "electra", 1_750_000, "3.1140e+21"),
+        ("small", "mlm", 1_450_000, "1.4187e+18"),
+        ("base", "mlm", 1_000_000, "6.4283e+19"),
+    ],
+)
+def test_flops_are_those_that_google_publishes(
+    recipe: str, objective: str, num_steps: int, flops: str
+) -> None:
+    config = replace(
+        RECIPES[recipe](),
+        objective=ObjectiveConfig(name=objective),
+        schedule=ScheduleConfig(num_steps=num_steps),
+    )
+    assert f"{train_flops(config)['google']:.4e}" == flops
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("recipe", ["tiny", "small"])
+def test_usual_flops_are_what_torch_counts_on_the_module(recipe: str, objective: str) -> None:
+    config = replace(RECIPES[recipe](), objective=ObjectiveConfig(name=objective))
+    config = with_vocabulary(replace(config, batch=BatchConfig(micro_batch_size=1)))
+    model = JointElectra(config)
+    with FlopCounterMode(display=False) as counter:
+        model(full_row(config)).total.backward()
+    assert counter.get_total_flops() == flops_of_row(config)
+
+
+def full_row(config: RunConfig) -> Batch:
+    """One row without padding whose masked slots are all used."""
+    length, slots = config.data.sequence_length, config.max_masked
+    ids_BL = torch.arange(length).unsqueeze(0) + 5
+    return Batch(
+        input_ids_BL=ids_BL,
+        masked_ids_BL=ids_BL,
+        token_type_ids_BL=torch.zeros_like(ids_BL),
+        attention_mask_BL=None,
+        masked_positions_BN=torch.arange(slots).unsqueeze(0),
+        masked_weights_BN=torch.ones(1, slots),
+        uniforms_BN=torch.full((1, slots), 0.5),
+    )
+
+
+def test_flops_grow_with_rows_and_steps_alone() -> None:
+    config = RECIPES["base"]()
+    longer = replace(config, schedule=ScheduleConfig(num_steps=2 * config.schedule.num_steps))
+    for convention, flops in train_flops(config).items():
+        assert train_flops(longer)[convention] == pytest.approx(2 * flops)
+    assert train_flops(config)["google"] == google_flops_of_row(config) * 256 * 766_000
