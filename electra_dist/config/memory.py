@@ -134,7 +134,10 @@ def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> S
     # ffn_out's gradient stands beside all that is kept; in attention's, thirteen tensors of the
     # layer are gone, scores and the gradients of queries, keys and values have come.
     backward = tokens * size * max(4 * width, 0 if is_fused else weights_a_token - 5 * width)
-    return Stage(kept=inside + tokens * output * size, backward=backward, gradients=gradients)
+    output *= tokens * size
+    if config.engine.activation_checkpointing:
+        return Stage(kept=output, backward=inside + backward, gradients=gradients)
+    return Stage(kept=inside + output, backward=backward, gradients=gradients)
 
 
 def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:

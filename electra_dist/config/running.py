@@ -161,6 +161,8 @@ class MetricsConfig:
     """Held-out rows in one evaluation (or all there are)."""
     tensorboard: bool = True
     """Write TensorBoard event files under RUN/tensorboard."""
+    peak_tflops: float | None = None
+    """Peak of a device in 10^12 FLOP/s, for MFU. None: what a GPU's maker states; a CPU's own."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -168,4 +170,5 @@ class MetricsConfig:
             log_every=self.log_every,
             eval_every=self.eval_every,
             eval_num_samples=self.eval_num_samples,
+            peak_tflops=self.peak_tflops,
         )

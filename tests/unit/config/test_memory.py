@@ -88,6 +88,16 @@ def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
     assert sum(s.kept for s in cuda) < 0.8 * sum(s.kept for s in cpu)
 
 
+def test_checkpointing_keeps_a_layers_output_alone() -> None:
+    run = config_of("base")
+    again = replace(run, engine=replace(run.engine, activation_checkpointing=True))
+    plain, less = (activation_stages(config, "cpu") for config in (run, again))
+    assert [s.kept for s in less[4:]] != [s.kept for s in plain[4:]]
+    assert less[-2].kept == NUM_ROWS * 512 * 768 * FP32
+    assert less[-2].backward == plain[-2].backward + plain[-2].kept - less[-2].kept
+    assert (less[0], less[-1]) == (plain[0], plain[-1])
+
+
 def test_state_is_sharded_as_the_stage_says() -> None:
     base = RECIPES["base"]()
     total = 119_386_427
