@@ -42,6 +42,11 @@ class HostBuffers:
             for _ in range(MAX_IN_FLIGHT)
         ]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all buffer sets."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers)
+
     def copy(self, fragments: Iterable[Fragment], serial: int) -> list[Piece]:
         """Hold the fragments still in the buffer set of this save.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,6 +207,34 @@ def read_state(folder: Path, manifest: Manifest) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{path} is damaged: its hash differs from the manifest's")
     state: dict[str, Any] = json.loads(data)
     return state
+
+
+def shard_header(spans: Sequence[tuple[str, int, int]]) -> tuple[bytes, dict[str, list[int]]]:
+    """The first bytes of a shard, and the ranges of its `ShardRecord`.
+
+    Args:
+        spans: (`<parameter>/<kind>`, first element, one past the last), in the order of the file.
+    """
+    entries: dict[str, object] = {}
+    ranges: dict[str, list[int]] = {}
+    offset = 0
+    for name, start, stop in spans:
+        size = 4 * (stop - start)
+        entries[name] = {
+            "dtype": "F32",
+            "shape": [stop - start],
+            "data_offsets": [offset, offset + size],
+        }
+        assert name not in ranges, f"{name}: a shard holds one range of a tensor"
+        ranges[name] = [start, stop]
+        offset += size
+    text = json.dumps({"__metadata__": {"ranges": json.dumps(ranges)}, **entries}).encode()
+    text += b" " * (-len(text) % 8)  # data starts on 8 bytes, as the format asks
+    first_byte = 8 + len(text)
+    for name, start, stop in spans:
+        ranges[name].append(first_byte)
+        first_byte += 4 * (stop - start)
+    return len(text).to_bytes(8, "little") + text, ranges
 
 
 def patiently(read: Callable[[], Answer], path: Path) -> Answer:

@@ -25,6 +25,7 @@ from electra_dist.checkpoint.layout import (
     CorruptCheckpoint,
     ShardRecord,
     patiently,
+    shard_header,
 )
 
 FloatArray = NDArray[np.float32]
@@ -55,7 +56,8 @@ def write_shard(path: Path, pieces: Sequence[Piece]) -> ShardRecord:
     Raises:
         OSError: the disk did not take it.
     """
-    header, ranges = _header(pieces)
+    spans = [(one.name, one.start, one.start + len(one.values)) for one in pieces]
+    header, ranges = shard_header(spans)
     chunks = [memoryview(header)]
     arrays = (np.ascontiguousarray(piece.values, dtype="<f4") for piece in pieces)
     chunks += [array.data.cast("B") for array in arrays if len(array)]
@@ -110,30 +112,6 @@ def write_all(descriptor: int, data: memoryview) -> None:
     """Write every byte, in as many writes as it takes."""
     while len(data):  # a write may be short: quota, signals, 2 GiB, a parallel file system
         data = data[os.write(descriptor, data) :]
-
-
-def _header(pieces: Sequence[Piece]) -> tuple[bytes, dict[str, list[int]]]:
-    """The first bytes of the file, and where each piece lies in it."""
-    entries: dict[str, object] = {}
-    ranges: dict[str, list[int]] = {}
-    offset = 0
-    for piece in pieces:
-        size = 4 * len(piece.values)
-        entries[piece.name] = {
-            "dtype": "F32",
-            "shape": [len(piece.values)],
-            "data_offsets": [offset, offset + size],
-        }
-        assert piece.name not in ranges, f"{piece.name}: a shard holds one range of a tensor"
-        ranges[piece.name] = [piece.start, piece.start + len(piece.values)]
-        offset += size
-    text = json.dumps({"__metadata__": {"ranges": json.dumps(ranges)}, **entries}).encode()
-    text += b" " * (-len(text) % 8)  # data starts on 8 bytes, as the format asks
-    first_byte = 8 + len(text)
-    for piece in pieces:
-        ranges[piece.name].append(first_byte)
-        first_byte += 4 * len(piece.values)
-    return len(text).to_bytes(8, "little") + text, ranges
 
 
 class ShardReader:

@@ -136,6 +136,11 @@ class CheckpointStore:
         if not self._asynchronous:
             self.wait()
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory that saves are copied into."""
+        return 0 if self._buffers is None else self._buffers.num_bytes
+
     def signs(self) -> WriterSigns:
         """What rides in the one small all-reduce of a step.
 

@@ -84,8 +84,8 @@ class ResilienceConfig:
     """Deadline for all ranks' files of one checkpoint to be complete on disk."""
     on_anomaly: Literal["rollback", "skip", "stop"] = "rollback"
     """At a broken or spiking loss or gradient: go back and leave samples out; skip it; or stop."""
-    spike_deviations: float | None = 12.0
-    """So many robust deviations above its median a loss or gradient is a spike; None: no limit."""
+    spike_deviations: float | None = None
+    """So many robust deviations above its median a loss or gradient is a spike. None: no limit."""
     spike_window_steps: int = 128
     """Recent healthy steps that a spike is measured against; with fewer of them there is none."""
     max_rollbacks: int = 10
@@ -161,6 +161,8 @@ class MetricsConfig:
     """Held-out rows in one evaluation (or all there are)."""
     tensorboard: bool = True
     """Write TensorBoard event files under RUN/tensorboard."""
+    peak_tflops: float | None = None
+    """Peak of a device in 10^12 FLOP/s, for MFU. None: what a GPU's maker states; a CPU's own."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -168,4 +170,5 @@ class MetricsConfig:
             log_every=self.log_every,
             eval_every=self.eval_every,
             eval_num_samples=self.eval_num_samples,
+            peak_tflops=self.peak_tflops,
         )

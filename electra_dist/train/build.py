@@ -30,9 +30,11 @@ from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.metrics import MetricsWriter
+from electra_dist.runtime.peak import peak_of
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 from electra_dist.train.clock import RunClock, make_clock
+from electra_dist.train.efficiency import Efficiency
 from electra_dist.train.environment import engine_words
 from electra_dist.train.evaluate import FloatArray, unigram_log_probs
 from electra_dist.train.join import Joined, join
@@ -67,6 +69,8 @@ class Run:
     """Of each rank, by rank."""
     stragglers: Stragglers
     metrics: MetricsWriter | None
+    """Rank 0 only."""
+    efficiency: Efficiency | None = field(default=None, init=False)
     """Rank 0 only."""
     ledger: Ledger | None
     """Rank 0 only."""
@@ -221,6 +225,8 @@ def assemble(joined: Joined) -> Run:
         run.report("fault", cause=variables.FAULTS, faults=[f.words for f in joined.faults])
         phases.on_enter.append(faults.entered)
     run.store.prepare(run.engine)
+    if world.is_leader:
+        run.efficiency = _efficiency(run)
     run.clock.book.begin(run.state.step)
     return run
 
@@ -235,6 +241,24 @@ def make_engine(
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(model, config, world, device, phases=phases)
+
+
+def _efficiency(run: Run) -> Efficiency:
+    """Measures or looks up the peak, and says in the log what MFU will mean."""
+    config, device = run.config, run.engine.device
+    peak = peak_of(device, config.engine.precision, config.metrics.peak_tflops)
+    if peak is None:
+        log.info("no MFU: the peak of this device is not known; set metrics.peak_tflops")
+    else:
+        log.info("MFU of %.4g TFLOP/s a rank: %s", peak.flops_per_s / 1e12, peak.source)
+    return Efficiency(
+        config,
+        run.world.world_size,
+        device,
+        peak,
+        run.engine.local_fragments(),
+        run.store.buffer_bytes,
+    )
 
 
 def _metrics_writer(config: RunConfig, attempt: Attempt) -> MetricsWriter:

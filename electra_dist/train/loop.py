@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from electra_dist.engine.schedule import learning_rate_factor
 from electra_dist.resilience.guard import ExitReason, decide
 from electra_dist.train.build import Run
+from electra_dist.train.efficiency import Efficiency
 from electra_dist.train.evaluate import evaluate
 from electra_dist.train.recovery import roll_back
 from electra_dist.train.replicas import replicas_agree
@@ -55,7 +56,11 @@ def train(run: Run) -> ExitReason:
             with run.clock.evaluating(), run.phases.enter("evaluate"):
                 evaluation = evaluate(run)
         with run.phases.enter("record"):
-            run.record(result.metrics(run, rate), timing.metrics(result.tokens), evaluation)
+            run.record(
+                result.metrics(run, rate),
+                timing.metrics(result.tokens, run.efficiency),
+                evaluation,
+            )
         report_saving(run, result, decision.save_overdue and not save_overdue)
         save_overdue = decision.save_overdue
         with run.clock.saving():
@@ -76,13 +81,17 @@ class Timing:
     data_wait: float
     step: float
 
-    def metrics(self, tokens: float) -> dict[str, float]:
-        """The part of a line of metrics.jsonl that depends on the clock."""
-        return {
+    def metrics(self, tokens: float, efficiency: Efficiency | None) -> dict[str, float]:
+        """The part of a line of metrics.jsonl that depends on the clock (rank 0 writes it)."""
+        values = {
             "step_seconds": self.step,
             "data_wait_seconds": self.data_wait,
+            "data_wait": self.data_wait / self.step,
             "tokens_per_s": tokens / self.step,
         }
+        if efficiency is not None:
+            values |= efficiency.metrics(tokens=tokens, step_seconds=self.step)
+        return values
 
 
 def learning_rate(run: Run) -> float:

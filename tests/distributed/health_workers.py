@@ -98,8 +98,15 @@ def lives(groups: ProcessGroups, corpus: str, folder: str, runs: list[dict[str, 
                 flip_after_update(run, one["flip"][1])
 
         folder_of_run = Path(folder) / one["name"]
-        faults = parse_faults(one.get("faults", ""))
-        reasons.append(live(groups, config, folder_of_run, one.get("stop_at"), prepare, faults))
+        reason = live(
+            groups,
+            config,
+            folder_of_run,
+            one.get("stop_at"),
+            prepare=prepare,
+            faults=parse_faults(one.get("faults", "")),
+        )
+        reasons.append(reason)
     return reasons
 
 

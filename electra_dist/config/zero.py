@@ -1,0 +1,78 @@
+"""What a DeepSpeed file says of ZeRO, as far as memory and traffic follow from it. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from electra_dist.errors import UserError
+
+# The names that DeepSpeed 0.19 reads, where they differ from ours.
+_NAMES = {
+    "parameter_persistence_threshold": "stage3_param_persistence_threshold",
+    "max_reuse_distance": "stage3_max_reuse_distance",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroSettings:
+    """Keys of `zero_optimization`; the defaults are DeepSpeed's own. Sizes are in elements."""
+
+    reduce_bucket_size: int = 500_000_000
+    """Gradients are reduced in portions of so many."""
+    contiguous_gradients: bool = True
+    """Stages 1 and 2 copy gradients into one flat buffer as they come."""
+    overlap_comm: bool | None = None
+    """Reduce beside the backward pass, with a second buffer. None: at stage 3 alone."""
+    use_multi_rank_bucket_allreduce: bool = True
+    """Stages 1 and 2 all-reduce a bucket; false reduces each part of it to its owner."""
+    parameter_persistence_threshold: int = 100_000
+    """Stage 3 keeps smaller parameters whole on every rank."""
+    max_reuse_distance: int = 1_000_000_000
+    """Stage 3 keeps a gathered parameter that is needed again within so many elements."""
+    is_offloaded: bool = False
+    """Masters and moments lie in host memory."""
+
+    @classmethod
+    def read(cls, path: str | None) -> ZeroSettings:
+        """The settings of `engine.deepspeed_config`; the defaults where there is none.
+
+        Raises:
+            UserError: the file cannot be read, or a size in it is no number.
+        """
+        if path is None:
+            return cls()
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            zero: dict[str, Any] = dict(values.get("zero_optimization", {}))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"engine.deepspeed_config = {path!r} is not readable JSON ({error}); "
+                "see deepspeed_configs/"
+            ) from None
+        found: dict[str, Any] = {"is_offloaded": _is_offloaded(zero)}
+        for field in fields(cls):
+            key = _NAMES.get(field.name, field.name)
+            if key in zero:
+                found[field.name] = _checked(path, key, zero[key], field.default)
+        return cls(**found)
+
+
+def _is_offloaded(zero: dict[str, Any]) -> bool:
+    place = zero.get("offload_optimizer")
+    return isinstance(place, dict) and place.get("device", "none") != "none"
+
+
+def _checked(path: str, key: str, value: Any, default: Any) -> Any:
+    """The value, sizes such as 5e8 as whole numbers."""
+    if isinstance(default, bool) or default is None:
+        if isinstance(value, bool):
+            return value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        return int(value)
+    raise UserError(
+        f"{path}: zero_optimization.{key} = {value!r} is not allowed; give "
+        f"{'true or false' if isinstance(default, bool | None) else 'a number'}"
+    )

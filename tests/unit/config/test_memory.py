@@ -1,0 +1,130 @@
+"""What autograd keeps of the real module is what the plan says, tensor by tensor added up."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from electra_dist.config.accounting import vocab_size
+from electra_dist.config.memory import FP32, activation_stages, memory_of_rank
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import BatchConfig, EngineConfig, ObjectiveConfig, RunConfig
+from electra_dist.config.zero import ZeroSettings
+from electra_dist.model.batch import Batch
+from electra_dist.model.electra import JointElectra
+from electra_dist.model.objectives import OBJECTIVES
+
+NUM_ROWS = 1
+
+
+def config_of(recipe: str, objective: str = "electra", dropout: float = 0.1) -> RunConfig:
+    run = RECIPES[recipe]()
+    model = replace(
+        run.model,
+        vocab_size=vocab_size(run),
+        num_layers=2,
+        generator_num_layers=3,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+    )
+    return replace(
+        run,
+        model=model,
+        objective=ObjectiveConfig(name=objective),
+        batch=BatchConfig(global_batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS),
+        engine=EngineConfig(kind="reference"),
+    )
+
+
+def full_rows(config: RunConfig) -> Batch:
+    """Rows without padding whose masked slots are all used."""
+    length, slots = config.data.sequence_length, config.max_masked
+    ids_BL = (torch.arange(length) + 5).repeat(NUM_ROWS, 1)
+    return Batch(
+        input_ids_BL=ids_BL,
+        masked_ids_BL=ids_BL.clone(),
+        token_type_ids_BL=torch.zeros_like(ids_BL),
+        attention_mask_BL=None,
+        masked_positions_BN=torch.arange(slots).repeat(NUM_ROWS, 1),
+        masked_weights_BN=torch.ones(NUM_ROWS, slots),
+        uniforms_BN=torch.full((NUM_ROWS, slots), 0.5),
+    )
+
+
+def kept_bytes(config: RunConfig) -> int:
+    """Floating-point memory that is alive between the forward and the backward pass."""
+    model, batch = JointElectra(config), full_rows(config)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    alive: dict[int, Tensor] = {}
+
+    def remember(tensor: Any) -> Any:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights and tensor.is_floating_point():
+            alive[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        losses = model(batch)
+    for result in losses:
+        if isinstance(result, Tensor):
+            remember(result)
+    return sum(tensor.untyped_storage().nbytes() for tensor in alive.values())
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("recipe", ["tiny", "small", "base"])
+def test_activations_are_what_autograd_keeps(recipe: str, objective: str, dropout: float) -> None:
+    config = config_of(recipe, objective, dropout)
+    predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
+    assert predicted == pytest.approx(kept_bytes(config), rel=0.01)
+
+
+def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
+    config = config_of("base")
+    cpu, cuda = (activation_stages(config, device) for device in ("cpu", "cuda"))
+    assert sum(s.kept for s in cuda) < 0.8 * sum(s.kept for s in cpu)
+
+
+def test_checkpointing_keeps_a_layers_output_alone() -> None:
+    run = config_of("base")
+    again = replace(run, engine=replace(run.engine, activation_checkpointing=True))
+    plain, less = (activation_stages(config, "cpu") for config in (run, again))
+    assert [s.kept for s in less[4:]] != [s.kept for s in plain[4:]]
+    assert less[-2].kept == NUM_ROWS * 512 * 768 * FP32
+    assert less[-2].backward == plain[-2].backward + plain[-2].kept - less[-2].kept
+    assert (less[0], less[-1]) == (plain[0], plain[-1])
+
+
+def test_state_is_sharded_as_the_stage_says() -> None:
+    base = RECIPES["base"]()
+    total = 119_386_427
+
+    def held(stage: int, world_size: int) -> dict[str, int]:
+        config = replace(base, engine=EngineConfig(zero_stage=stage))  # type: ignore[arg-type]
+        memory = memory_of_rank(config, world_size=world_size, device="cuda", zero=ZeroSettings())
+        return {"optimizer": memory.optimizer, "saves": memory.checkpoint_buffers}
+
+    for stage in range(4):
+        share = total if stage == 0 else total / 8
+        assert held(stage, 8)["optimizer"] == pytest.approx(2 * FP32 * share, rel=1e-6)
+        assert held(stage, 8)["saves"] == pytest.approx(2 * 3 * FP32 * total / 8, rel=1e-6)
+
+
+def test_more_rows_at_once_need_as_much_more() -> None:
+    one, two = (
+        memory_of_rank(
+            replace(
+                RECIPES["small"](),
+                batch=BatchConfig(global_batch_size=128, micro_batch_size=size),
+                engine=EngineConfig(kind="reference"),
+            ),
+            world_size=1,
+            device="cpu",
+        )
+        for size in (16, 32)
+    )
+    assert two.activations == pytest.approx(2 * one.activations, rel=0.01)
+    assert two.weights == one.weights
