@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-SHELL_FILES = $(shell find . -path ./$(VENV) -prune -o -path ./.git -prune -o -path ./build -prune -o \
+SHELL_FILES = $(shell find . -path ./$(VENV) -prune -o -path ./.git -prune -o -path ./build -prune -o -path "./tests/*/golden" -prune -o \
 	-type f \( -name '*.sh' -o -name '*.sbatch' -o -path './.ci/run' \) -print)
 
 .DEFAULT_GOAL := help

@@ -1,6 +1,6 @@
 """Reading a checkpoint of 2 ranks into other worlds and stages, beside DeepSpeed's universal way.
 
-    python benchmarks/resharding.py [--recipe base] [--rounds 3] [--folder DIR] [--json]
+    python benchmarks/resharding.py [--recipe base] [--rounds 3] [--no-alone] [--folder DIR]
 
 2 ranks save one random state (weights and both moments of the joint model), by our store and by
 DeepSpeed's save_checkpoint. Then 1 and 4 ranks at ZeRO-2 read it, in turns:
@@ -229,19 +229,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="base", choices=sorted(RECIPES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-alone", action="store_true", help="only what DeepSpeed can do too")
     parser.add_argument("--folder", type=Path, help="where to save: the disk that is measured")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    cases = PAIRS if args.no_alone else [*PAIRS, *OURS_ALONE]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        for wrote in sorted({case[0] for case in [*PAIRS, *OURS_ALONE]}, reverse=True):
+        for wrote in sorted({case[0] for case in cases}, reverse=True):
             source = folder / f"stage_{wrote}"
             options = {"recipe": args.recipe, "folder": str(source)}
             size = run_ranks(
                 "benchmarks.resharding:write", WRITERS, folder / "logs", stage=wrote, **options
             )[0]
-            for case in [*PAIRS, *OURS_ALONE]:
+            for case in cases:
                 if case[0] != wrote:
                     continue
                 title = f"{WRITERS} ranks ZeRO-{wrote} to {case[2]} ZeRO-{case[1]}"

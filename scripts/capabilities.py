@@ -48,10 +48,13 @@ CAPABILITIES: dict[str, Capability] = {
         ),
         Capability(
             name="slurm",
-            what="no Slurm (slurmctld, slurmd, munged)",
-            remedy="apt-get install -y --no-install-recommends "
-            "slurm-wlm slurm-wlm-basic-plugins munge",
-            is_there=lambda: _on_path("slurmctld", "slurmd", "munged", "sbatch"),
+            what="no Slurm (slurmctld, slurmd, munged, ip), or not root, who may run virtual nodes",
+            remedy="apt-get install -y --no-install-recommends slurm-wlm slurm-wlm-basic-plugins "
+            "slurmctld slurmd slurm-client munge iproute2",
+            is_there=lambda: (
+                os.geteuid() == 0
+                and _on_path("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "nsenter")
+            ),
         ),
         Capability(
             name="ssh",

@@ -23,7 +23,7 @@ from capabilities import CAPABILITIES, required
 
 BUDGET_SECONDS = {"unit": 60, "distributed": 360, "cluster": 360, "chaos": 180}
 """Seconds on 2 cores: together under 16 minutes."""
-HARD_LIMIT = 4
+HARD_LIMIT = 8
 """Times the budget after which a suite is stopped."""
 NO_TESTS = 5
 """pytest's exit code for a folder in which it found no test."""

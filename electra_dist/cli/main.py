@@ -7,6 +7,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from electra_dist.cli.checkpoint import add_checkpoint
 from electra_dist.cli.corpus import add_corpus, add_vocab
@@ -15,6 +17,7 @@ from electra_dist.cli.parser import Handler, Parser
 from electra_dist.cli.plan import add_plan
 from electra_dist.cli.run import add_run
 from electra_dist.cli.submit import add_submit
+from electra_dist.config import variables
 from electra_dist.errors import UserError
 
 WITH_OVERRIDES = (
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if _is_leader():  # one sentence, not one a rank
             print(f"electra-dist: {error}", file=sys.stderr)
+            _tell_launcher(error)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -82,6 +86,13 @@ class _Version(argparse.Action):
 
         print(f"electra-dist {metadata.version('electra_dist')}")
         parser.exit()
+
+
+def _tell_launcher(error: UserError) -> None:
+    path = os.environ.get(variables.MISTAKE_FILE)
+    if path:
+        with suppress(OSError):
+            Path(path).write_text(f"{error}\n", encoding="utf-8")
 
 
 def _is_leader() -> bool:

@@ -80,7 +80,9 @@ def _supervised(
         # A site's own word for the network comes from the batch script and is no rank's.
         kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
         slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
-        launcher = SrunLauncher({**environ, **slurm}, no_kill=limits.min_world_size is not None)
+        launcher = SrunLauncher(
+            {**environ, **slurm}, args.out, no_kill=limits.min_world_size is not None
+        )
     else:
         launcher = LocalLauncher(args.nproc, environ, args.out)
     program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))

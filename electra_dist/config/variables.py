@@ -15,3 +15,7 @@ RANK_COMMAND = "ELECTRA_DIST_RANK_COMMAND"
 
 FAULTS = "ELECTRA_DIST_FAULTS"
 """Faults on purpose, for tests and drills: see electra_dist/resilience/faults.py."""
+
+MISTAKE_FILE = "ELECTRA_DIST_MISTAKE_FILE"
+"""Where rank 0 leaves a mistake of the user that it finds before there is an attempt: srun turns
+the exit code 2 into 143 as often as not."""

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
@@ -168,7 +169,16 @@ class DeepSpeedEngine:
     def state_restored(self) -> None:
         """Copy the fp32 shards into the weights that the model computes with, and gather these."""
         if self._stage in (1, 2):
-            self._zero.update_lp_params()
+            # In place, from each rank in turn: DeepSpeed's update_lp_params gathers whole groups,
+            # for which gloo takes the memory of the model once more (454 MiB a rank for `base`).
+            for parts, shard in zip(
+                self._zero.parallel_partitioned_bit16_groups,
+                self._zero.single_partition_of_fp32_groups,
+                strict=True,
+            ):
+                parts[self._world.rank].copy_(shard)
+                for rank, part in enumerate(parts):
+                    dist.broadcast(part, src=rank)
         elif self._stage == 3:
             for group in range(len(self._zero.fp32_partitioned_groups_flat)):
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)

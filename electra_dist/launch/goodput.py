@@ -199,7 +199,7 @@ def read_attempts(run: Path) -> list[AttemptTimes]:
                 launched=launched,
                 ended=gone.get(n) or max(claimed, signs.get(n, 0.0)),
                 is_over=bool(ended),
-                has_failed=ended.get("reason") == "failed",
+                has_failed=ended.get("reason") in ("failed", "hang"),
                 lines=_lines(folder / "times.jsonl"),
             )
         )

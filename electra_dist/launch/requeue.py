@@ -48,6 +48,8 @@ class Ending:
     """Name of the run's newest complete checkpoint."""
     needs_nodes: bool = False
     """The supervisor would go on, but for the nodes that this allocation has lost."""
+    supervisor_said: str | None = None
+    """Why it gave up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def decide(
     elif ending.needs_nodes:
         why = "the allocation has lost nodes"
     else:
-        return _leave(FAILED, "it crashed, and may not be restarted again")
+        return _leave(FAILED, ending.supervisor_said or "it crashed, and nobody asked it to end")
     if max_fruitless == 0:
         return _leave(code, f"{why}; requeueing is off, the same command resumes the run")
     num_fruitless = fruitless([*earlier_checkpoints, ending.checkpoint])

@@ -46,7 +46,8 @@ wait "$supervisor"
 code=$?
 
 # Decides by RUN/attempts/NNNN/exit.json and the signals: `scontrol requeue`, or leave. A TERM from
-# here on just ends it.
+# here on just ends it, and a USR1 must not: what is ignored stays so through exec.
+trap '' USR1
 exec "$PYTHON" -m electra_dist requeue "$run" --after-attempt "${newest:-0}" --code "$code" \\
     --signals "${signals[*]}" --max-fruitless "${MAX_FRUITLESS:-3}"
 """

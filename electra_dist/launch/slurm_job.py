@@ -81,12 +81,14 @@ def ending_of(run: Path, after_attempt: int, launcher_code: int) -> Ending:
     code = last.get("exit_code")
     checkpoints = complete_checkpoints(run)
     supervisor = (read_lines(run / "supervisor.jsonl") or [{}])[-1]
-    is_of_this_job = supervisor.get("attempt") in [int(folder.name) for folder in folders]
+    if supervisor.get("attempt") not in [int(folder.name) for folder in folders]:
+        supervisor = {}
     return Ending(
         reason=reason if isinstance(reason, str) else None,
         exit_code=code if isinstance(code, int) else launcher_code,
         checkpoint=checkpoints[-1] if checkpoints else None,
-        needs_nodes=is_of_this_job and supervisor.get("needs_nodes") is True,
+        needs_nodes=supervisor.get("needs_nodes") is True,
+        supervisor_said=supervisor.get("why"),
     )
 
 
@@ -172,6 +174,8 @@ def _record(
         "exits_with": decision.exit_code,
         "why": decision.why,
     }
+    if not run.is_dir():  # a mistake of the user, before there was a run
+        return
     try:
         append_line(run / "requeue.jsonl", record)
     except OSError as error:

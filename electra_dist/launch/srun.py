@@ -7,24 +7,26 @@ step. Exit codes of srun mean little (a rank's 7 becomes 143): the run folder ha
 import logging
 import re
 import subprocess
-import threading
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from electra_dist.config.variables import LAUNCH, MISTAKE_FILE
 from electra_dist.errors import UserError
-from electra_dist.launch.local import Signals, run_processes
+from electra_dist.launch.local import USER_MISTAKE, Signals, run_processes
+from electra_dist.launch.step_watch import RunFolderWatch, StepWatch
 
 log = logging.getLogger(__name__)
 
 ASK_SECONDS = 20.0
 """As long as a busy slurmctld may take to answer; no answer means that nothing is known."""
 
-POLL_SECONDS = 15.0
-"""Between two looks at the nodes of a running step: a step that has lost a node in an allocation
-with --no-kill does not end by itself."""
+GRACE_SECONDS = 20.0
+"""How long ranks that have lost one of them may take to find out and leave by themselves."""
 
-GRACE_SECONDS = 60.0
-"""How long a step that has lost a node, and then SIGTERM, may take to end."""
+KILL_SECONDS = 60.0
+"""How long srun may take to end after SIGTERM: it waits for Slurm's KillWait (30 s)."""
 
 GONE = ("down", "fail", "failing", "error", "unknown", "perctrs", "powered_down", "powering_down")
 """States of nodes that can run no step; a state that ends in * is one of a node that is silent."""
@@ -87,6 +89,8 @@ def srun_command(
     # The first SIGINT goes to the ranks, instead of srun's own "one more within 1 sec to abort".
     words += ["--disable-status", "--unbuffered"]
     words += ["--no-kill"] if no_kill else []
+    # A step whose daemon was killed holds its CPUs and GPUs until the end of the job (22.05).
+    words += ["--overlap"]
     # srun of Slurm 22.05 and later does not take it over from sbatch.
     words += [f"--cpus-per-task={allocation.cpus_per_task}"] if allocation.cpus_per_task else []
     if nodes is not None:
@@ -132,14 +136,21 @@ class SrunLauncher:
 
     Args:
         environ: of the batch script; srun reads its SLURM_* variables.
+        run_folder: RUN.
         no_kill: the job was submitted with --no-kill and may go on with fewer nodes.
         ask: what sinfo answers for a node list; for tests.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], *, no_kill: bool, ask: Callable[[str], str] = ask_sinfo
+        self,
+        environ: Mapping[str, str],
+        run_folder: Path,
+        *,
+        no_kill: bool,
+        ask: Callable[[str], str] = ask_sinfo,
     ) -> None:
         self._environ = environ
+        self._run_folder = run_folder
         self._allocation = Allocation.from_environment(environ)
         self._no_kill = no_kill and self._allocation.tasks_per_node is not None
         self._ask = ask
@@ -159,52 +170,37 @@ class SrunLauncher:
         return self.world_size
 
     def run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
-        """Run `command` as one step; returns srun's exit code."""
+        """Run `command` as one step; returns srun's exit code, or 2 after a mistake of the user."""
+        with tempfile.TemporaryDirectory(prefix="electra_dist_") as folder:
+            # Rank 0 is on this node.
+            mistake = Path(folder) / "mistake"
+            code = self._run(command, {**variables, MISTAKE_FILE: str(mistake)}, signals)
+            return USER_MISTAKE if mistake.exists() else code
+
+    def _run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
         step = srun_command(command, self._allocation, self._nodes, no_kill=self._no_kill)
-        watch = _NodeWatch(self._still_there) if self._no_kill else None
+        run_folder = RunFolderWatch(self._run_folder, variables[LAUNCH])
+        watch = StepWatch(run_folder.verdict, self._has_lost_nodes if self._no_kill else None)
         try:
             (code,) = run_processes(
                 step,
                 [{**self._environ, **variables}],
                 grace_seconds=GRACE_SECONDS,
-                kill_seconds=GRACE_SECONDS,
+                kill_seconds=KILL_SECONDS,
                 signals=signals,
-                is_lost=watch.has_lost if watch else lambda: False,
+                is_lost=watch.is_over,
                 program="srun",
             )
         finally:
-            if watch:
-                watch.close()
+            watch.close()
         return code
 
-    def _still_there(self) -> bool:
+    def _has_lost_nodes(self) -> bool:
         answer = self._ask(self._allocation.node_list)
         expected = len(self._nodes) if self._nodes is not None else self._allocation.num_nodes
         usable = usable_nodes(answer)
         of_step = [n for n in usable if self._nodes is None or n in self._nodes]
-        return not answer.strip() or len(of_step) >= expected
-
-
-class _NodeWatch:
-    """Asks for the nodes of a step now and then, in a thread: signals must not wait for sinfo."""
-
-    def __init__(self, still_there: Callable[[], bool]) -> None:
-        self._still_there = still_there
-        self._lost, self._closed = threading.Event(), threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def has_lost(self) -> bool:
-        return self._lost.is_set()
-
-    def close(self) -> None:
-        self._closed.set()
-
-    def _watch(self) -> None:
-        while not self._closed.wait(POLL_SECONDS):
-            if not self._still_there():
-                log.error("a node of this step is gone; ending the step")
-                self._lost.set()
-                return
+        return bool(answer.strip()) and len(of_step) < expected
 
 
 def _tasks_of_nodes(environ: Mapping[str, str]) -> list[int]:

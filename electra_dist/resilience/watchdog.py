@@ -13,7 +13,7 @@ from typing import Any
 from electra_dist.config.running import ResilienceConfig
 from electra_dist.resilience.deadline import slow_one
 from electra_dist.runtime.control import name_ranks
-from electra_dist.runtime.phases import WAITING
+from electra_dist.runtime.phases import WAITING, Current
 
 NUM_BEFORE_LEARNT = 5
 """Durations of a phase before they say how long it may last; until then the start-up time does."""
@@ -23,10 +23,11 @@ def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -
     """Seconds that each phase may last on this rank before it counts as a hang.
 
     `hang_factor` times the slow ones of the phase itself (99 % were shorter), never less than
-    `hang_floor_seconds`; `hang_start_up_seconds` while fewer than five were measured. A rank that
-    waits for others must grant them the longest of their phases: all ranks run the same ones, so
-    it goes by its own. The first of a kind compiles and allocates: it says nothing about later
-    ones.
+    `hang_floor_seconds`; `hang_start_up_seconds` while fewer than five were measured. The first of
+    a kind compiles and allocates: it says nothing about later ones.
+
+    A rank that waits for others must grant them the longest of their phases: all ranks run the same
+    ones, so it goes by its own. See `limit` for what it waits in.
     """
     floor = config.hang_floor_seconds or 0.0
     allowed = {
@@ -34,11 +35,26 @@ def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -
         for phase, seconds in durations.items()
     }
     longest = max(allowed.values())
-    return {phase: longest if phase in WAITING else allowed[phase] for phase in durations} | {
-        phase: max(allowed[phase], config.hang_start_up_seconds)
-        for phase, seconds in durations.items()
-        if len(seconds) < NUM_BEFORE_LEARNT
-    }
+    for phase, seconds in durations.items():
+        if phase in WAITING:
+            allowed[phase] = longest
+        if len(seconds) < NUM_BEFORE_LEARNT and phase != "loop":  # which is never entered
+            allowed[phase] = max(allowed[phase], config.hang_start_up_seconds)
+    return allowed
+
+
+def limit(
+    current: Current, durations: Mapping[str, Sequence[float]], config: ResilienceConfig
+) -> float:
+    """Of the phase that a rank is in.
+
+    One that waits in the middle of another phase (reading a checkpoint, the first evaluation) must
+    grant the others that phase too.
+    """
+    allowed = limits(durations, config)
+    if current.phase in WAITING:
+        return max(allowed[current.phase], allowed[current.outer])
+    return allowed[current.phase]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from electra_dist.checkpoint.layout import list_checkpoints
 from electra_dist.config.running import ResilienceConfig
 from electra_dist.errors import Superseded
-from electra_dist.resilience.watchdog import Verdict, known, limits, verdict
+from electra_dist.resilience.watchdog import Verdict, known, limit, verdict
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Beats
 from electra_dist.runtime.phases import Phases
@@ -39,6 +40,9 @@ POLL_SECONDS = 1.0
 
 GRACE_SECONDS = 5.0
 """How long ranks wait for one another's records, and then for exit.json: a few polls."""
+
+FOLDER_POLL_SECONDS = 0.25
+"""Between two looks at the attempt's folder then: a thousand ranks look at once."""
 
 LAST_RESORT_SECONDS = 30.0
 """After a hang was found the process is gone, even if the run folder's disk hangs too."""
@@ -120,7 +124,7 @@ class WatchdogThread:
         if lasted < self._floor / 2:
             return False  # nothing on a shared disk is asked as long as all is well
         durations = {phase: list(kept) for phase, kept in self._phases.durations.items()}
-        if lasted > limits(durations, self._config)[current.phase]:
+        if lasted > limit(current, durations, self._config):
             log.error("%s of step %d lasts %.1f s: a hang", current.phase, current.step, lasted)
             return True
         return _exists(self._attempt.folder, self._folder.name)
@@ -136,17 +140,22 @@ class WatchdogThread:
             faulthandler.dump_traceback(file, all_threads=True)
         try:
             self._write_record()
-            records = self._records()
-            found = verdict(known(records), self._world_size)
-            log.error("hang: %s", found.words())
-            if self._rank == min(records):
+            ranks = self._ranks_that_answer()
+            if self._rank == min(ranks):
+                records = {rank: self._read(rank) for rank in ranks}
+                found = verdict(known(records), self._world_size)
+                log.error("hang: %s", found.words())
                 self._say(found, records[self._rank]["own"]["step"])
-            self._wait_for_exit_json()
+            else:
+                log.error("hang: rank %d says in events.jsonl who it is", min(ranks))
+                self._wait_for_exit_json()
         except Superseded as error:
             log.error("%s", error)
         except OSError as error:
             log.error("the hang could not be written down: %s", error)
         finally:
+            with suppress(Exception):
+                self._beats.close()  # nothing of this rank stays in the host's temporary folder
             # Not by logging.shutdown: the main thread may hold a handler's lock.
             os._exit(1)
 
@@ -179,16 +188,18 @@ class WatchdogThread:
         temporary.write_text(json.dumps({"own": own, "neighbours": neighbours}), encoding="utf-8")
         temporary.rename(path)
 
-    def _records(self) -> dict[int, dict[str, Any]]:
-        """Those of all ranks that answer within the grace."""
-        records: dict[int, dict[str, Any]] = {}
+    def _ranks_that_answer(self) -> set[int]:
+        """Those whose records appear within the grace; this one's among them."""
         deadline = time.monotonic() + GRACE_SECONDS
-        while len(records) < self._world_size and time.monotonic() < deadline:
-            for rank in range(self._world_size):
-                if rank not in records and _exists(self._folder, _name(rank)):
-                    records[rank] = json.loads((self._folder / _name(rank)).read_bytes())
-            time.sleep(0.1)
-        return records
+        while True:
+            ranks = {self._rank, *_ranks_in(self._folder)}
+            if len(ranks) == self._world_size or time.monotonic() > deadline:
+                return ranks
+            time.sleep(FOLDER_POLL_SECONDS)
+
+    def _read(self, rank: int) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self._folder / _name(rank)).read_bytes())
+        return record
 
     def _say(self, found: Verdict, step: int) -> None:
         """What the run's files are told, by one rank."""
@@ -216,11 +227,16 @@ class WatchdogThread:
         """A launcher ends all ranks once one is gone: not before the one that speaks is done."""
         deadline = time.monotonic() + GRACE_SECONDS
         while not _exists(self._attempt.folder, "exit.json") and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(FOLDER_POLL_SECONDS)
 
 
 def _name(rank: int) -> str:
     return f"rank_{rank:05d}.json"
+
+
+def _ranks_in(folder: Path) -> set[int]:
+    """Whose records are there; a listing opens the folder, as below."""
+    return {int(path.stem.removeprefix("rank_")) for path in folder.glob("*.json")}
 
 
 def _exists(folder: Path, name: str) -> bool:

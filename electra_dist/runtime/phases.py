@@ -3,7 +3,7 @@
     loop | data | forward | backward | reduce | forward | ... | optimizer | agree | optimizer | loop
 
 A phase's own time leaves out the phases inside it. Those in WAITING are collectives, or wait for
-other ranks: time in them says nothing about this rank. Entering and leaving costs some 2 us.
+other ranks: time in them says nothing about this rank. Entering and leaving costs some 3 us.
 
 Times are the host's. On CUDA a kernel that has been launched still runs when its phase is left: the
 host catches up where it needs a number, which is in `backward`, `optimizer` or `reduce`.
@@ -49,6 +49,8 @@ class Current(NamedTuple):
     """By the clock: when it was entered, or returned to."""
     number: int
     """Of changes of phase in this step: where ranks do the same, the lowest is behind."""
+    outer: str = "loop"
+    """The phase that it is in."""
 
 
 class Phases:
@@ -72,27 +74,26 @@ class Phases:
 
     def begin_step(self, step: int) -> None:
         """From now on `step` is made, counted from 1."""
-        self._change(self.current.phase, step, 0)
+        self._change(self.current.phase, step, 0, self.current.outer)
 
     @contextmanager
     def enter(self, phase: str) -> Iterator[None]:
         """The block is a phase, inside whatever phase it is entered from."""
-        outer = self.current.phase
-        entered = self._move_to(phase)
+        left = self.current
+        entered = self._change(phase, left.step, left.number + 1, outer=left.phase)
         try:
             for react in self.on_enter:
                 react(self.current)
             yield
         finally:
-            self.durations[phase].append(self._move_to(outer) - entered)
+            here = self.current
+            now = self._change(left.phase, here.step, here.number + 1, outer=left.outer)
+            self.durations[phase].append(now - entered)
 
-    def _move_to(self, phase: str) -> float:
-        return self._change(phase, self.current.step, self.current.number + 1)
-
-    def _change(self, phase: str, step: int, number: int) -> float:
+    def _change(self, phase: str, step: int, number: int, outer: str) -> float:
         now = self.clock()
         self.own_seconds[self.current.phase] += now - self.current.since
-        self.current = Current(phase, step, now, number)
+        self.current = Current(phase, step, now, number, outer)
         for listen in self.listeners:
             listen(self.current)
         return now

@@ -1,7 +1,7 @@
 """A real Slurm of virtual nodes on this machine: munged, slurmctld and slurmds under one folder.
 
-Everything listens on free ports and
-belongs to the lab's folder, so that several labs stand side by side; `close` leaves nothing.
+Everything listens on free ports and belongs to the lab's folder, so that several labs stand side by
+side; `close` leaves nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-CPUS_PER_NODE = 4
-REQUEUE_HOLD_SECONDS = 6.0
-"""Slurm holds a requeued job for cred_expire + 1 s; 5 is the least it takes."""
+from tests.cluster.hosts import Hosts
+
+LOOPBACK = "127.0.0.1"
 SBIN = ("/usr/sbin", "/sbin")
 
+# cred_expire=5, the least that is taken: a requeued job is held for 6 s instead of 121.
 CONF = """\
 ClusterName=lab
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
@@ -77,10 +78,20 @@ class SlurmLab:
         folder: a new one, with a short path: sockets lie in it.
         num_nodes: n1, n2, ...
         num_gpus: fake ones a node, made by mknod.
+        cpus_per_node: as Slurm counts them; nothing is bound to them.
+        hosts: each node in a network of its own; None: all on the loopback interface.
     """
 
-    def __init__(self, folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_nodes: int = 4,
+        num_gpus: int = 0,
+        cpus_per_node: int = 4,
+        hosts: Hosts | None = None,
+    ) -> None:
         self.folder = folder
+        self.hosts = hosts
         self.nodes = [f"n{number}" for number in range(1, num_nodes + 1)]
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         path = os.pathsep.join([os.environ["PATH"], *SBIN])
@@ -88,26 +99,31 @@ class SlurmLab:
         for name in list(self.environ):
             if name.startswith("SLURM_") and name != "SLURM_CONF":
                 del self.environ[name]
-        self._configure(num_gpus)
+        self._configure(num_gpus, cpus_per_node)
         self._start_munged()
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)
         self.wait(self.all_idle, 30.0, "all nodes are idle")
 
-    def _configure(self, num_gpus: int) -> None:
+    def _configure(self, num_gpus: int, cpus_per_node: int) -> None:
         (self.folder / "state").mkdir(parents=True)
         ports = free_ports(len(self.nodes) + 1)
         gpus = f" Gres=gpu:{num_gpus}" if num_gpus else ""
         lines = []
-        for node, port in zip(self.nodes, ports[1:], strict=True):
+        for number, (node, port) in enumerate(zip(self.nodes, ports[1:], strict=True), 1):
+            address = self.hosts.address(number) if self.hosts else LOOPBACK
             (self.folder / f"tmp.{node}").mkdir()
             lines.append(
-                f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
-                f"Port={port} CPUs={CPUS_PER_NODE} RealMemory=4000{gpus}"
+                f"NodeName={node} NodeHostname={socket.gethostname()} NodeAddr={address} "
+                f"Port={port} CPUs={cpus_per_node} RealMemory=4000{gpus}"
             )
         text = CONF.format(
-            host=socket.gethostname(), port=ports[0], folder=self.folder, nodes="\n".join(lines)
+            host=socket.gethostname(),
+            address=self.hosts.gateway if self.hosts else LOOPBACK,
+            port=ports[0],
+            folder=self.folder,
+            nodes="\n".join(lines),
         )
         (self.folder / "slurm.conf").write_text(text)
         gres = ""
@@ -138,7 +154,8 @@ class SlurmLab:
 
     def start_node(self, node: str) -> None:
         """Start the slurmd of a node (again)."""
-        self._start(node, ["slurmd", "-N", node, "-D", "-f", self.environ["SLURM_CONF"]])
+        enter = self.hosts.enter(self.nodes.index(node) + 1) if self.hosts else []
+        self._start(node, [*enter, "slurmd", "-N", node, "-D", "-f", self.environ["SLURM_CONF"]])
 
     def _start(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -151,26 +168,33 @@ class SlurmLab:
         self._daemons[name].kill()
         self._daemons[name].wait()
 
-    def kill_node(self, node: str, *, with_slurmd: bool = True) -> None:
-        """As if the power failed: all that runs on the node is gone at once, slurmd too."""
+    def kill_node(self, node: str, *, with_slurmd: bool = True, step: str | None = None) -> None:
+        """As if the power failed: all that runs on the node is gone at once, slurmd too.
+
+        Args:
+            node: which one.
+            with_slurmd: False: Slurm learns of nothing.
+            step: only this one of the node's job: "0"; the batch script is "4294967291".
+        """
         if with_slurmd:
             self.kill(node)
-        for pid in self.processes(node):
+        for pid in self.processes(node, step):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def processes(self, node: str | None = None) -> list[int]:
+    def processes(self, node: str | None = None, step: str | None = None) -> list[int]:
         """What jobs of this lab have started (on a node), and the stepds that look after it."""
-        mine = f"SLURM_CONF={self.environ['SLURM_CONF']}\0".encode()
+        wanted = [f"SLURM_CONF={self.environ['SLURM_CONF']}"]
+        wanted += [f"SLURMD_NODENAME={node}"] if node else []
+        wanted += [f"SLURM_STEP_ID={step}"] if step else []
         found: set[int] = set()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             with suppress(OSError):
                 environ = (entry / "environ").read_bytes()
-                if mine not in environ or b"SLURM_JOB_ID=" not in environ:
-                    continue
-                if node is not None and f"SLURMD_NODENAME={node}\0".encode() not in environ:
+                words = environ.decode(errors="replace").split("\0")
+                if b"SLURM_JOB_ID=" not in environ or not set(wanted) <= set(words):
                     continue
                 found.add(int(entry.name))
                 found |= _stepds_above(int(entry.name))
@@ -241,12 +265,20 @@ class SlurmLab:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # the folder that was made for it alone
+            self.folder.parent.rmdir()
 
 
 @contextmanager
-def slurm_lab(folder: Path, num_nodes: int = 4, num_gpus: int = 0) -> Iterator[SlurmLab]:
+def slurm_lab(
+    folder: Path,
+    num_nodes: int = 4,
+    num_gpus: int = 0,
+    cpus_per_node: int = 4,
+    hosts: Hosts | None = None,
+) -> Iterator[SlurmLab]:
     """A lab that is closed at the end; its folder must not exist yet."""
-    lab = SlurmLab(folder, num_nodes, num_gpus)
+    lab = SlurmLab(folder, num_nodes, num_gpus, cpus_per_node, hosts)
     try:
         yield lab
     finally:

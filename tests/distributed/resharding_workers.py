@@ -109,6 +109,10 @@ def one_engine(control: Control, world: World, stage: int, folder: Path, sources
             wanted = state[f"{f.parameter}/{f.kind}"][f.start : f.start + len(f.values)]
             found = f.values.numpy().view(np.uint32)
             assert np.array_equal(found, wanted.view(np.uint32)), (stage, path.name, f[:3])
+        # What the model computes with: all of it, at stage 3 too where parameters are this small.
+        for name, parameter in engine._parameters.items():
+            whole = parameter.detach().numpy().reshape(-1)
+            assert whole.tobytes() == state[f"{name}/master"].tobytes(), (stage, path.name, name)
     store = a_store(control, folder / f"{stage}_{world.world_size}")
     store.save(engine, 1, {})
     assert store.wait()

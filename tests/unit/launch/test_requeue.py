@@ -211,9 +211,9 @@ def test_reading_the_run_folder(tmp_path: Path) -> None:
     assert ending_of(tmp_path, 0, 143) == newest
     # Attempts of earlier jobs say nothing about this one.
     assert ending_of(tmp_path, 3, 143) == replace(newest, reason=None, exit_code=143)
-    line = {"attempt": 3, "action": "stop", "needs_nodes": True}
+    line = {"attempt": 3, "action": "stop", "needs_nodes": True, "why": "too few"}
     (tmp_path / "supervisor.jsonl").write_text(json.dumps(line) + "\n")
-    assert ending_of(tmp_path, 2, 1).needs_nodes
+    assert ending_of(tmp_path, 2, 1) == replace(newest, needs_nodes=True, supervisor_said="too few")
     assert not ending_of(tmp_path, 3, 1).needs_nodes
 
 

@@ -1,6 +1,10 @@
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,6 +140,75 @@ def test_variables_of_a_scratch_folder_are_the_nodes(site_programs: Path) -> Non
 def test_what_an_sbatch_line_can_not_hold_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="SBATCH line"):
         sbatch_words(Job(run=Path(text), words=(), num_nodes=1, python="p"), ClusterConfig())
+
+
+# ------------------------------------------------------------------------ the shell and its signals
+
+PYTHON = """#!/bin/bash
+# In place of `python -m electra_dist WORD`: says what it was given, and behaves as told.
+case $3 in
+pretrain)
+    trap 'echo got USR1 >> "$OUT"; exit 75' USR1
+    trap 'echo got TERM >> "$OUT"; exit 75' TERM
+    touch started; for _ in {1..100}; do sleep 0.1; done ;;
+requeue)
+    echo "$*" >> "$OUT"; touch asked; sleep "$SECONDS_TO_DECIDE"; echo decided >> "$OUT" ;;
+esac
+"""
+
+
+@contextmanager
+def batch_shell(folder: Path, seconds_to_decide: float) -> Iterator[subprocess.Popen[bytes]]:
+    """slurm/pretrain.sbatch with a Python that is none."""
+    program = folder / "python"
+    program.write_text(PYTHON)
+    program.chmod(0o755)
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHON": str(program),
+        "OUT": str(folder / "out"),
+        "SECONDS_TO_DECIDE": str(seconds_to_decide),
+    }
+    (folder / "run" / "attempts" / "0010").mkdir(parents=True)
+    (folder / "run" / "attempts" / "0009").mkdir()
+    script = ROOT / "slurm" / "pretrain.sbatch"
+    process = subprocess.Popen(["bash", script, "c.toml", "run"], cwd=folder, env=environ)
+    try:
+        wait_for(folder / "started")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_signals_go_down_and_are_told_at_the_end(tmp_path: Path) -> None:
+    with batch_shell(tmp_path, 0.0) as shell:
+        shell.send_signal(signal.SIGUSR1)
+        assert shell.wait(60) == 0
+    forwarded, asked, _ = (tmp_path / "out").read_text().splitlines()
+    assert forwarded == "got USR1"
+    words = "requeue run --after-attempt 0010 --code 75 --signals USR1 --max-fruitless 3"
+    assert asked == f"-m electra_dist {words}"
+
+
+def test_usr1_does_not_end_the_decision_and_term_does(tmp_path: Path) -> None:
+    """Slurm's warning may come when the run has just finished: the job would be FAILED (seen)."""
+    for number, name in ((signal.SIGUSR1, "usr1"), (signal.SIGTERM, "term")):
+        folder = tmp_path / name
+        folder.mkdir()
+        with batch_shell(folder, 0.5) as shell:
+            shell.send_signal(signal.SIGTERM)
+            wait_for(folder / "asked")
+            shell.send_signal(number)
+            assert (shell.wait(60) == 0) == (name == "usr1")
+        assert ("decided" in (folder / "out").read_text()) == (name == "usr1")
 
 
 # ------------------------------------------------------------------------------------- the command

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from electra_dist.config.variables import LAUNCH, MISTAKE_FILE
 from electra_dist.errors import UserError
-from electra_dist.launch import srun
+from electra_dist.launch import srun, step_watch
 from electra_dist.launch.local import Signals
 from electra_dist.launch.srun import Allocation, SrunLauncher, srun_command, usable_nodes
 
@@ -17,22 +18,36 @@ BATCH = {
     "SLURM_NTASKS": "6",
     "SLURM_TASKS_PER_NODE": "2(x3)",
 }
+NO_RUN = Path("/no/run")
 RANK = ["python", "-m", "electra_dist", "pretrain", "--out", "/a run"]
 
 
 @pytest.mark.parametrize(
     ("more", "nodes", "no_kill", "words"),
     [
-        ({}, None, False, ["--ntasks=6"]),
-        ({"SLURM_CPUS_PER_TASK": "8"}, None, False, ["--cpus-per-task=8", "--ntasks=6"]),
-        ({}, None, True, ["--no-kill", "--ntasks=6"]),
+        ({}, None, False, ["--overlap", "--ntasks=6"]),
+        (
+            {"SLURM_CPUS_PER_TASK": "8"},
+            None,
+            False,
+            ["--overlap", "--cpus-per-task=8", "--ntasks=6"],
+        ),
+        ({}, None, True, ["--no-kill", "--overlap", "--ntasks=6"]),
         (
             {},
             ["n1", "n3"],
             True,
-            ["--no-kill", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--nodelist=n1,n3"],
+            [
+                *("--no-kill", "--overlap", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2"),
+                "--nodelist=n1,n3",
+            ],
         ),
-        ({"SLURM_NTASKS": "", "SLURM_TASKS_PER_NODE": "2,1(x2)"}, None, False, ["--ntasks=4"]),
+        (
+            {"SLURM_NTASKS": "", "SLURM_TASKS_PER_NODE": "2,1(x2)"},
+            None,
+            False,
+            ["--overlap", "--ntasks=4"],
+        ),
     ],
 )
 def test_the_command(
@@ -74,12 +89,12 @@ n9
 
 def test_a_launch_goes_on_with_the_nodes_that_are_left() -> None:
     answers = ["", "n1 alloc\nn2 alloc\nn3 alloc\n", "n1 alloc\nn2 down*\nn3 alloc\n"]
-    launcher = SrunLauncher(BATCH, no_kill=True, ask=lambda _: answers.pop(0))
+    launcher = SrunLauncher(BATCH, NO_RUN, no_kill=True, ask=lambda _: answers.pop(0))
     assert launcher.world_size == 6
     assert [launcher.look() for _ in range(3)] == [6, 6, 4]
     assert launcher.world_size == 4
     # An allocation that Slurm ends with its first node is never asked for.
-    assert SrunLauncher(BATCH, no_kill=False, ask=lambda _: "n1 down").look() == 6
+    assert SrunLauncher(BATCH, NO_RUN, no_kill=False, ask=lambda _: "n1 down").look() == 6
 
 
 def fake_srun(folder: Path, program: str) -> dict[str, str]:
@@ -94,19 +109,45 @@ def test_it_is_really_started_with_the_variables_of_the_launch(tmp_path: Path) -
     program = (
         "open(os.environ['OUT'] + '/seen', 'w').write(' '.join(sys.argv[1:]) + os.environ['A'])"
     )
-    launcher = SrunLauncher(fake_srun(tmp_path, program), no_kill=False)
-    assert launcher.run(["rank", "x"], {"A": " and A"}, Signals()) == 0
+    launcher = SrunLauncher(fake_srun(tmp_path, program), tmp_path, no_kill=False)
+    assert launcher.run(["rank", "x"], {"A": " and A", LAUNCH: "x"}, Signals()) == 0
     seen = (tmp_path / "seen").read_text()
-    assert seen == "--kill-on-bad-exit=1 --disable-status --unbuffered --ntasks=6 rank x and A"
+    assert (
+        seen
+        == "--kill-on-bad-exit=1 --disable-status --unbuffered --overlap --ntasks=6 rank x and A"
+    )
 
 
 def test_a_step_that_has_lost_a_node_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """srun of an allocation with --no-kill would wait for ever."""
-    monkeypatch.setattr(srun, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(step_watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(step_watch, "NODES_EVERY", 1)
     monkeypatch.setattr(srun, "GRACE_SECONDS", 0.1)
     environ = fake_srun(tmp_path, "time.sleep(60)")
     answers = iter(["n1 alloc\nn2 alloc\nn3 alloc", "", "n1 alloc\nn2 down*\nn3 alloc"])
-    launcher = SrunLauncher(environ, no_kill=True, ask=lambda _: next(answers))
-    assert launcher.run(["rank"], {}, Signals()) == -15
+    launcher = SrunLauncher(environ, tmp_path, no_kill=True, ask=lambda _: next(answers))
+    assert launcher.run(["rank"], {LAUNCH: "x"}, Signals()) == -15
+
+
+def test_a_mistake_of_the_user_is_known_though_srun_says_143(tmp_path: Path) -> None:
+    program = f"open(os.environ['{MISTAKE_FILE}'], 'w').write('no corpus'); sys.exit(143)"
+    launcher = SrunLauncher(fake_srun(tmp_path, program), tmp_path, no_kill=False)
+    assert launcher.run(["rank"], {LAUNCH: "x"}, Signals()) == 2
+
+
+def test_a_step_whose_ranks_have_ended_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step daemon that was killed: srun would wait for it without end."""
+    monkeypatch.setattr(step_watch, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(step_watch, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(srun, "GRACE_SECONDS", 0.1)
+    attempt = tmp_path / "attempts" / "0001"
+    attempt.mkdir(parents=True)
+    (attempt / "start.json").write_text('{"launch": "x"}')
+    (attempt / "exit.json").write_text("{}")
+    environ = fake_srun(tmp_path, "time.sleep(60)")
+    launcher = SrunLauncher(environ, tmp_path, no_kill=False)
+    assert launcher.run(["rank"], {LAUNCH: "x"}, Signals()) == -15

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from electra_dist.config.running import ResilienceConfig
-from electra_dist.resilience.watchdog import Verdict, Where, known, limits, verdict
-from electra_dist.runtime.phases import PHASES, WAITING
+from electra_dist.resilience.watchdog import Verdict, Where, known, limit, limits, verdict
+from electra_dist.runtime.phases import PHASES, WAITING, Current
 
 CONFIG = ResilienceConfig(hang_floor_seconds=60, hang_factor=10, hang_start_up_seconds=900)
 
@@ -27,6 +27,16 @@ def test_a_rank_that_waits_grants_the_others_their_longest_phase() -> None:
     found = limits(durations, CONFIG)
     assert found["reduce"] == 300
     assert found["agree"] == 900
+
+
+def test_a_rank_that_waits_inside_a_phase_grants_the_others_that_phase() -> None:
+    """Reading a checkpoint: one rank is done, and waits for the slow disk of another."""
+    durations = measured(agree=[0.1] * 50, reduce=[0.1] * 50, backward=[0.1] * 50)
+    reading = Current("agree", 7, 0.0, 3, "restore")
+    assert limit(reading, durations, CONFIG) == 900
+    assert limit(reading._replace(outer="loop"), durations, CONFIG) == 60
+    assert limit(Current("reduce", 7, 0.0, 3, "backward"), durations, CONFIG) == 60
+    assert limit(Current("loop", 7, 0.0, 3), durations, CONFIG) == 60
 
 
 @given(

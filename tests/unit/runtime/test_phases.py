@@ -22,9 +22,9 @@ def test_own_time_leaves_out_the_phases_inside() -> None:
         clock.now += 2
         with phases.enter("agree"):
             clock.now += 4
-            assert phases.current == ("agree", 7, 103.0, 2)
+            assert phases.current == ("agree", 7, 103.0, 2, "optimizer")
         clock.now += 8
-        assert phases.current == ("optimizer", 7, 107.0, 3)
+        assert phases.current == ("optimizer", 7, 107.0, 3, "loop")
     clock.now += 16
     phases.begin_step(8)
     assert phases.own_seconds["loop"] == 17
