@@ -6,9 +6,11 @@ on what `Assumptions` says, and are labelled so.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from electra_dist.checkpoint.layout import (
@@ -82,6 +84,7 @@ def make_plan(config: RunConfig, cluster: Cluster, assumed: Assumptions) -> dict
             cannot be read.
     """
     _check(config, cluster)
+    config = with_vocabulary_of_corpus(config)
     zero = ZeroSettings.read(config.engine.deepspeed_config)
     world_size = cluster.world_size
     memory = _by_stage(
@@ -109,6 +112,20 @@ def make_plan(config: RunConfig, cluster: Cluster, assumed: Assumptions) -> dict
         **_times(config, cluster, assumed, max(sizes.values())),
         "assumed": asdict(assumed),
     }
+
+
+def with_vocabulary_of_corpus(config: RunConfig) -> RunConfig:
+    """The config with the size that its corpus's manifest gives, where that can be read here."""
+    if config.model.vocab_size is not None or not config.data.folders:
+        return config
+    try:
+        manifest = json.loads((Path(config.data.folders[0]) / "manifest.json").read_bytes())
+        size = manifest["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # at an address, not built yet, or on another machine: it is assumed
+    if not isinstance(size, int):
+        return config
+    return replace(config, model=replace(config.model, vocab_size=size))
 
 
 def checkpoint_files(config: RunConfig, world_size: int) -> dict[str, int]:

@@ -36,6 +36,10 @@ HELP = {
     "corpus verify": ("CORPUS",),
     "corpus audit": ("RUN", "--steps", "--json"),
     "trace": ("CONFIG.toml", "--steps", "--world-size", "--ranks-per-node", "--recipe", "--json"),
+    "plan": (
+        *("CONFIG.toml", "--recipe", "--nodes", "--gpus-per-node", "--device", "--json"),
+        *("--tflops", "--mfu", "--mtbf-hours", "--write-gb-per-s", "--restart-minutes"),
+    ),
     "corpus info": ("CORPUS", "--json", "--plot"),
     "vocab": ("train", "report"),
     "vocab train": (

@@ -63,6 +63,18 @@ def test_overrides_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert more["flops"]["usual"] == 2 * plain["flops"]["usual"]  # type: ignore[index]
 
 
+def test_the_corpus_says_the_vocabulary_where_it_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--recipe", "small", "--data.corpus", str(tmp_path))
+    assert plan_of(*words, capsys=capsys)["vocab_size_is_assumed"] is True
+    (tmp_path / "manifest.json").write_text('{"vocab_size": 1000}')
+    found = plan_of(*words, capsys=capsys)
+    assert (found["vocab_size"], found["vocab_size_is_assumed"]) == (1000, False)
+    given = plan_of(*words, "--model.vocab_size", "2000", capsys=capsys)
+    assert given["vocab_size"] == 2000
+
+
 @pytest.mark.parametrize(
     ("words", "blamed"),
     [
