@@ -135,7 +135,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Pretrain, resume, export and fine-tune ELECTRA on a cluster.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,  # it is no word of the commands: finetune takes all of its own
+        help="print the version and exit",
+    )
     parent = parser.add_subparsers(required=True, metavar="COMMAND")
     add_corpus(parent)
     add_vocab(parent)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
 from electra_dist.cli import main
 from electra_dist.cli.main import make_parser, split_overrides
 from electra_dist.config import files
+from electra_dist.finetune.config import FinetuneConfig
 from tests.made_up import text
 
 HELP = {
@@ -128,6 +130,13 @@ def help_texts() -> dict[str, tuple[int, str]]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, tuple[int, str]] = json.loads(done.stdout)
     return found
+
+
+def test_the_namespace_of_a_command_holds_its_own_words_only() -> None:
+    """`finetune` makes its config of all of them."""
+    words = ["finetune", "--model", "m", "--train", "t", "--dev", "d", "--out", "o"]
+    names = set(vars(make_parser().parse_args(words))) - {"handler"}
+    assert names <= {field.name for field in fields(FinetuneConfig)}
 
 
 def test_the_table_above_names_every_command() -> None:
