@@ -67,6 +67,8 @@ class RunStatus:
     attempts: list[AttemptStatus]
     heartbeats: list[RankBeat]
     """Where each rank of the newest attempt was at its node's last sign of life."""
+    jobs: list[dict[str, Any]]
+    """The newest ends of Slurm jobs: job, why, action (requeue or leave), exits_with ..."""
     events: list[dict[str, Any]]
     """The newest few."""
     goodput: dict[str, Any] | None
@@ -132,6 +134,7 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
         checkpoints=checkpoints,
         attempts=attempts,
         heartbeats=heartbeats(run, time.time() if now is None else now),
+        jobs=read_lines(run / "requeue.jsonl", TAIL_BYTES)[-NUM_EVENTS:],
         events=read_lines(run / "events.jsonl", TAIL_BYTES)[-NUM_EVENTS:],
         goodput=asdict(goodput) if goodput else None,
     )
@@ -169,6 +172,7 @@ def render(status: RunStatus) -> str:
     if status.goodput is not None:
         rows.append(("time", time_in_words(status.goodput)))
     rows += [(f"attempt {a.number}", _attempt_in_words(a, status)) for a in status.attempts[-5:]]
+    rows += [(f"job {job.get('job')}", _job_in_words(job)) for job in status.jobs]
     rows += [("event", _event_in_words(event)) for event in status.events]
     return "\n".join(f"{label:<12}{text}" for label, text in rows)
 
@@ -214,6 +218,11 @@ def _attempt_in_words(attempt: AttemptStatus, status: RunStatus) -> str:
     if attempt is status.attempts[-1] and status.is_running:
         return "running"
     return "did not say why it ended (no exit.json)"
+
+
+def _job_in_words(job: dict[str, Any]) -> str:
+    done = "requeued" if job.get("action") == "requeue" else "ended"
+    return f"{done}: {job.get('why')} ({job.get('time')})"
 
 
 def _event_in_words(event: dict[str, Any]) -> str:

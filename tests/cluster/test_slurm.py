@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from electra_dist.runtime.slurm_names import expand_hostlist
-from tests.cluster.site import ROOT, Site, electra
+from tests.cluster.site import ROOT, Site, assert_same_weights, electra, numbers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs_slurm]
 
@@ -22,6 +22,18 @@ def test_a_job_trains_to_the_end_as_without_slurm(site: Site, tmp_path: Path) ->
     site.finished(job, run, attempts=1, tasks=2)
     facts = json.loads((run / "environment.json").read_text())
     assert (facts["launcher"], facts["world_size"]) == ("slurm", 4)
+
+
+@pytest.mark.slow
+def test_deepspeed_in_a_job(site: Site, tmp_path: Path) -> None:
+    """DeepSpeed's engine on 2 nodes, and the same ranks without Slurm."""
+    words = ("--engine.kind", "deepspeed", "--engine.zero_stage", "2")
+    run, calm = tmp_path / "run", tmp_path / "calm"
+    job = site.submit(run, words=words)
+    site.end(job, run, "COMPLETED")
+    electra("pretrain", site.config, "--out", calm, "--nproc", 2, *words)
+    assert_same_weights(run, calm)
+    assert numbers(run) == numbers(calm)
 
 
 SITES = sorted((ROOT / "slurm" / "clusters").glob("*.toml"))

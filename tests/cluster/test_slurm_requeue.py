@@ -49,7 +49,7 @@ def test_a_time_limit(site: Site, tmp_path: Path) -> None:
     """USR1 comes to the shell half a minute before the limit of one minute, or a little later."""
     run = tmp_path / "run"
     flags = ("--time=1", "--signal=B:USR1@30")
-    job = site.submit(run, *flags, ELECTRA_DIST_FAULTS="slow rank=0 step=1:99 seconds=2.5")
+    job = site.submit(run, *flags, ELECTRA_DIST_FAULTS="slow rank=0 step=1:99 seconds=1.5")
     site.end(job, run, "COMPLETED", seconds=600.0)
     site.finished(job, run, attempts=None)
     ends = read_lines(run / "requeue.jsonl")
@@ -137,6 +137,16 @@ def test_scancel_stops_for_good(site: Site, tmp_path: Path) -> None:
     time.sleep(8.0)  # longer than a requeued job is held
     assert site.lab.job(job)["JobState"] == "CANCELLED"
     assert len(list((run / "attempts").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_of_the_user_is_not_tried_again(site: Site, tmp_path: Path) -> None:
+    """The ranks find it before there is an attempt, and srun makes 143 of their 2."""
+    run = tmp_path / "run"
+    job = site.submit(run, words=("--data.corpus", str(tmp_path / "nowhere")))
+    site.end(job, run, "FAILED")
+    assert site.lab.job(job)["ExitCode"] == "2:0"
+    assert site.words(run).count("nowhere") == 1
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def begun_from_another(groups: ProcessGroups, corpus: str, folder: str, longer: 
         engine = {"kind": "reference"} if zero_stage is None else {"zero_stage": zero_stage}
         config = small_run(corpus, engine, more)
         config = replace(config, schedule=replace(config.schedule, stop_step=stop_step))
-        return live(groups, config, base / name, stop_at, begin)
+        return live(groups, config, base / name, stop_at, beginning=begin)
 
     init = Beginning(source=base / "source")
     go("source", 15)

@@ -153,11 +153,18 @@ time.sleep(0.1)
 write_exit("stopped", 75)
 sys.exit(75)
 """
-    before = signal.getsignal(sent)
-    when(tmp_path, ["here.0", "here.1"], lambda: os.kill(os.getpid(), sent))
-    assert ranks(tmp_path, program) == 75
+
+    def before(*_: object) -> None:
+        """Of the launcher's caller. Under nohup, or behind `&`, a signal would be ignored."""
+
+    old = signal.signal(sent, before)
+    try:
+        when(tmp_path, ["here.0", "here.1"], lambda: os.kill(os.getpid(), sent))
+        assert ranks(tmp_path, program) == 75
+        assert signal.getsignal(sent) is before
+    finally:
+        signal.signal(sent, old)
     assert [(tmp_path / f"signals.{rank}").read_text().split() for rank in (0, 1)] == [[got]] * 2
-    assert signal.getsignal(sent) is before
 
 
 def test_ranks_are_out_of_reach_of_the_terminal(tmp_path: Path) -> None:

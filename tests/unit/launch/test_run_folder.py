@@ -87,6 +87,19 @@ def test_the_text_says_all_of_it(run: Path) -> None:
         assert words in text
 
 
+def test_ends_of_slurm_jobs_are_told(run: Path) -> None:
+    ends = [
+        {"time": "T", "job": "17", "action": "requeue", "why": "the time limit is near"},
+        {"time": "U", "job": "17", "action": "leave", "why": "finished"},
+    ]
+    write(run / "requeue.jsonl", lines(*ends), 30)
+    status = run_status(run, NOW)
+    assert status.jobs == ends
+    rows = [line for line in render(status).splitlines() if line.startswith("job 17")]
+    assert rows[0].endswith("requeued: the time limit is near (T)")
+    assert rows[1].endswith("ended: finished (U)")
+
+
 def test_the_json_is_plain_and_says_whether_it_runs(run: Path) -> None:
     value = json.loads(json.dumps(as_json(run_status(run, NOW)), allow_nan=False))
     assert (value["step"], value["is_running"], value["attempts"][0]["reason"]) == (
