@@ -1,6 +1,6 @@
 """Reading a checkpoint of 2 ranks into other worlds and stages, beside DeepSpeed's universal way.
 
-    python benchmarks/resharding.py [--recipe base] [--rounds 3] [--no-alone] [--folder DIR]
+    python benchmarks/resharding.py [--recipe base] [--rounds 3] [--no-alone] [--folder D] [--json]
 
 2 ranks save one random state (weights and both moments of the joint model), by our store and by
 DeepSpeed's save_checkpoint. Then 1 and 4 ranks at ZeRO-2 read it, in turns:

@@ -83,6 +83,7 @@ OTHER: dict[str, Any] = {
     "metrics.eval_every": 5,
     "metrics.eval_num_samples": 8,
     "metrics.tensorboard": False,
+    "metrics.peak_tflops": 100.0,
 }
 # What a resume may change: where data lies, who computes it, when it is saved and measured.
 MAY_CHANGE = {
