@@ -107,7 +107,7 @@ def test_a_job_is_told_its_fake_gpus(site: Site, tmp_path: Path) -> None:
     seen = tmp_path / "rank.sh"
     seen.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES $NCCL_SOCKET_IFNAME $*" >> "$SEEN"\n')
     seen.chmod(0o755)
-    words += ["--batch.global_batch_size", "16", "--data.corpus", "a b'$(touch PWNED)"]
+    words += ["--resilience.max_restarts", "0", "--data.corpus", "a b'$(touch PWNED)"]
     variables = {
         "ELECTRA_DIST_RANK_COMMAND": str(seen),
         "SEEN": str(tmp_path / "seen"),
@@ -116,8 +116,8 @@ def test_a_job_is_told_its_fake_gpus(site: Site, tmp_path: Path) -> None:
     job = electra(*words, environ={**site.lab.environ, **variables}).strip()
     site.lab.wait_for(job, ("COMPLETED", "FAILED"), 60.0)
     lines = (tmp_path / "seen").read_text().splitlines()
-    assert len(lines) >= 4
-    expected = f"pretrain {site.config} --out {run} --batch.global_batch_size 16"
+    assert len(lines) == 4
+    expected = f"pretrain {site.config} --out {run} --resilience.max_restarts 0"
     assert set(lines) == {f"0,1,2,3 lo {expected} --data.corpus a b'$(touch PWNED)"}
     assert list(run.glob("slurm-*.out"))
     assert not list(ROOT.glob("PWNED"))
