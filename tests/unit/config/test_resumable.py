@@ -66,7 +66,7 @@ OTHER: dict[str, Any] = {
     "checkpoint.parity": True,
     "resilience.commit_timeout_seconds": 5.0,
     "resilience.on_anomaly": "skip",
-    "resilience.spike_deviations": None,
+    "resilience.spike_deviations": 6.0,
     "resilience.spike_window_steps": 9,
     "resilience.max_rollbacks": 2,
     "resilience.compare_replicas_every": None,

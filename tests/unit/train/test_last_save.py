@@ -55,6 +55,7 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         time_signs=lambda: (0.0, 0.0),
         clock=a_clock(),
         replicas=SimpleNamespace(case=None, exist=False),
+        efficiency=None,
         stop_file_exists=lambda: False,
         store=SimpleNamespace(signs=lambda: WriterSigns(0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
