@@ -60,7 +60,7 @@ HELP = {
         *("CONFIG.toml", "--out", "--cluster", "--nodes", "--gpus-per-node", "--time"),
         *("--chain", "--dry-run", "--test-only"),
     ),
-    "requeue": ("RUN", "--since", "--signals", "--code", "--max-fruitless"),
+    "requeue": ("RUN", "--after-attempt", "--signals", "--code", "--max-fruitless"),
     "doctor": ("--shared", "--ranks", "--seconds", "--verdict", "--json"),
     "stop": ("RUN",),
     "status": ("RUN", "--json"),
