@@ -142,7 +142,12 @@ def test_workers_end_with_their_parent(place: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_build_may_be_stopped_by_hand(place: Place, tmp_path: Path, number: int) -> None:
     out = tmp_path / "corpus"
-    process = place.start(out)
+    # Behind a shell's `&` SIGINT is ignored, and what is ignored stays so in a child.
+    old = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = place.start(out)
+    finally:
+        signal.signal(number, old)
     wait_for_a_part(process, out)
     workers = workers_of(process.pid)
     os.killpg(process.pid, number)
