@@ -32,7 +32,9 @@ FROM_OUTSIDE = ("term", "torn", "full")
 ENDS_AN_ATTEMPT = ("kill", "stop", "term", "torn")
 DISK_MB = 48
 SECONDS = 400.0
-WORDS = ["--max-restarts", "4", "--resilience.hang_floor_seconds", "4"]
+# A rank that is stopped in the first steps of an attempt is given half an hour otherwise.
+WATCH = ["--resilience.hang_floor_seconds", "4", "--resilience.hang_start_up_seconds", "20"]
+WORDS = ["--max-restarts", "4", *WATCH]
 
 STAGES = ["reference", "reference", "2", *["reference"] * 17, "0", "1", "2", "3", "3"]
 IN_MAKE_TEST = 3
