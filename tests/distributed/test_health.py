@@ -112,7 +112,7 @@ def test_poisoned_batches_are_found_rolled_back_over_and_skipped(
 
 def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     reference = {"kind": "reference"}
-    window = ["--resilience.spike_window_steps", "8"]
+    window = ["--resilience.spike_window_steps", "8", "--resilience.spike_deviations", "12"]
     runs: list[dict[str, Any]] = [
         {"name": "calm"},
         {"name": "glitch", "faults": "nan rank=1 step=18"},
