@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from typing import Any
 
 from electra_dist.runtime.attempt import Attempt
@@ -22,6 +23,9 @@ from electra_dist.runtime.files import read_json_lines
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 30.0
+"""How long a run that ends waits for a full disk to take the last records of its ledger."""
 
 
 class Ledger:
@@ -85,10 +89,21 @@ class Ledger:
         except OSError as error:
             log.error("%s could not be synced (%s)", self._path, error)
 
+    def settle(self, seconds: float = SETTLE_SECONDS) -> bool:
+        """Before leaving: write what still waits for room on the disk, if that comes in time."""
+        deadline = time.monotonic() + seconds
+        while self._unwritten and time.monotonic() < deadline:
+            time.sleep(min(0.5, seconds))
+            self._write()
+        return not self._unwritten
+
     def _append(self, record: dict[str, Any]) -> None:
         record = {"attempt": self._attempt.number, **record}
         self._last = chain(self._last, record)
         self._unwritten.append({**record, "chain": self._last})
+        self._write()
+
+    def _write(self) -> None:
         try:
             while self._unwritten:
                 self._attempt.append_jsonl(self._path, self._unwritten[0])

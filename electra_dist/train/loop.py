@@ -69,7 +69,7 @@ def train(run: Run) -> ExitReason:
             if decision.save:
                 run.save()
             if decision.stop:
-                return decision.stop if run.store.wait() else ExitReason.FAILED
+                return decision.stop if settled(run) else ExitReason.FAILED
         run.stragglers.compare(run.state.step, run.report)
         run.clock.book.boundary(run.state.step, must_write=decision.save)
 
@@ -92,6 +92,16 @@ class Timing:
         if efficiency is not None:
             values |= efficiency.metrics(tokens=tokens, step_seconds=self.step)
         return values
+
+
+def settled(run: Run) -> bool:
+    """Wait until the last save is on disk, and on rank 0 the ledger of its steps: a full disk ends.
+
+    Returns:
+        Whether both are.
+    """
+    is_saved = run.store.wait()
+    return (run.ledger is None or run.ledger.settle()) and is_saved
 
 
 def learning_rate(run: Run) -> float:

@@ -59,6 +59,7 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         stop_file_exists=lambda: False,
         store=SimpleNamespace(signs=lambda: WriterSigns(0.0, 0.0, 0.0), wait=lambda: disk_takes_it),
         ledger_step=lambda *_: None,
+        ledger=None,
         record=lambda *_: None,
         frozen=None,
         report=lambda *_, **__: None,

@@ -131,6 +131,23 @@ def test_a_full_disk_ends_no_run_and_leaves_no_gap(
     assert is_whole(records)
 
 
+def test_a_run_that_ends_on_a_full_disk_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Attempt.claim(tmp_path)
+    ledger = Ledger(attempt)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Attempt, "append_jsonl", full)
+        ledger.stepped(1, 0, 4, 7)
+        assert not ledger.settle(seconds=0.01)
+    assert ledger.settle(seconds=5.0)
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_superseded_attempt_records_nothing(tmp_path: Path) -> None:
     ledger = Ledger(Attempt.claim(tmp_path))
     steps(ledger, 1, 1)
