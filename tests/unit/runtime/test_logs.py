@@ -17,6 +17,7 @@ LEADER = replace(World.from_environment({}), world_size=4)
 def restored_logging() -> Iterator[None]:
     root, ours, theirs = (logging.getLogger(n) for n in (None, "electra_dist", "DeepSpeed"))
     levels = [logger.level for logger in (root, ours, theirs)]
+    logging.captureWarnings(False)  # a command run by an earlier test may have left it on
     yield
     for handler in [h for h in root.handlers if getattr(h, "is_electra_dist", False)]:
         root.removeHandler(handler)
