@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from electra_dist.config.slurm_names import expand_tasks_per_node
 from electra_dist.config.variables import LAUNCH, MISTAKE_FILE
 from electra_dist.errors import UserError
 from electra_dist.launch.local import USER_MISTAKE, Signals, run_processes
@@ -61,7 +62,8 @@ class Allocation:
                 "--launcher srun is for the batch script, but srun has started this process as one "
                 "of several tasks: leave --launcher out here, each task then is a rank"
             )
-        counts = _tasks_of_nodes(environ)
+        tasks = environ.get("SLURM_TASKS_PER_NODE")
+        counts = expand_tasks_per_node(tasks) if tasks else []
         num_nodes = int(environ.get("SLURM_JOB_NUM_NODES") or len(counts) or 1)
         per_node = counts[0] if counts and len(set(counts)) == 1 else None
         default = sum(counts) if counts else num_nodes
@@ -201,14 +203,3 @@ class SrunLauncher:
         usable = usable_nodes(answer)
         of_step = [n for n in usable if self._nodes is None or n in self._nodes]
         return bool(answer.strip()) and len(of_step) < expected
-
-
-def _tasks_of_nodes(environ: Mapping[str, str]) -> list[int]:
-    """SLURM_TASKS_PER_NODE, 4(x2),3, as [4, 4, 3]; empty if it is not there."""
-    counts: list[int] = []
-    for part in filter(None, environ.get("SLURM_TASKS_PER_NODE", "").split(",")):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not found:
-            raise UserError(f"SLURM_TASKS_PER_NODE = {part!r} is not of Slurm's form 4(x2),3")
-        counts += [int(found[1])] * int(found[2] or 1)
-    return counts

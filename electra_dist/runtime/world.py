@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from electra_dist.config.slurm_names import expand_hostlist, expand_tasks_per_node
 from electra_dist.errors import UserError
-from electra_dist.runtime.slurm_names import expand_hostlist, expand_tasks_per_node
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 29500

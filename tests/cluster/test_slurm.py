@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from electra_dist.runtime.slurm_names import expand_hostlist
+from electra_dist.config.slurm_names import expand_hostlist
 from tests.cluster.site import ROOT, Site, assert_same_weights, electra, numbers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs_slurm]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from electra_dist.config.slurm_names import expand_hostlist, expand_tasks_per_node
 from electra_dist.errors import UserError
-from electra_dist.runtime.slurm_names import expand_hostlist, expand_tasks_per_node
 
 
 @pytest.mark.parametrize(
