@@ -18,6 +18,20 @@ SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ra", "se", "to", "vi", "zu")
 
+SMALLEST = """
+recipe = "tiny"
+[model]
+num_layers = 1
+hidden_size = 32
+embedding_size = 16
+generator_num_layers = 1
+generator_hidden_size = 16
+[data]
+corpus = "{corpus}"
+sequence_length = 32
+"""
+"""Top of a config: a model whose step costs milliseconds, on `corpus` at rows of 32."""
+
 
 def text(num_documents: int, seed: int = 0) -> str:
     """Documents of sentences in which each word narrows down the next one."""

@@ -21,21 +21,13 @@ import xxhash
 from electra_dist.cli import main
 from electra_dist.config import files
 from electra_dist.launch.local import free_port
-from tests.made_up import text
+from tests.made_up import SMALLEST, text
 
 pytestmark = pytest.mark.chaos
 
-TINY = """
-recipe = "tiny"
-[model]
-num_layers = 1
-hidden_size = 32
-embedding_size = 16
-generator_num_layers = 1
-generator_hidden_size = 16
-[data]
-corpus = "{corpus}"
-sequence_length = 32
+TINY = (
+    SMALLEST
+    + """\
 [batch]
 global_batch_size = 8
 micro_batch_size = 4
@@ -53,6 +45,7 @@ log_every = 1
 eval_every = 6
 tensorboard = false
 """
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,21 +9,14 @@ from typing import Any
 
 from electra_dist.launch.records import complete_checkpoints, read_lines
 from tests.cluster.slurm_lab import SlurmLab
+from tests.made_up import SMALLEST
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 40
 
-TINY = """
-recipe = "tiny"
-[model]
-num_layers = 1
-hidden_size = 32
-embedding_size = 16
-generator_num_layers = 1
-generator_hidden_size = 16
-[data]
-corpus = "{corpus}"
-sequence_length = 32
+TINY = (
+    SMALLEST
+    + """\
 [batch]
 global_batch_size = 16
 micro_batch_size = 4
@@ -45,6 +38,7 @@ log_every = 1
 eval_every = 1000
 tensorboard = false
 """
+)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints, read_manifest
 from electra_dist.launch.local import free_port
-from tests.made_up import corpus
+from tests.made_up import SMALLEST, corpus
 
 pytestmark = pytest.mark.cluster
 
@@ -23,17 +23,9 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 110.0
 """A start of two ranks takes 6-10 s, of two with DeepSpeed 13-24 s: longer than this is a hang."""
 
-TINY = """
-recipe = "tiny"
-[model]
-num_layers = 1
-hidden_size = 32
-embedding_size = 16
-generator_num_layers = 1
-generator_hidden_size = 16
-[data]
-corpus = "{corpus}"
-sequence_length = 32
+TINY = (
+    SMALLEST
+    + """\
 [batch]
 global_batch_size = 12
 micro_batch_size = 4
@@ -50,6 +42,7 @@ log_every = 1
 eval_every = 4
 tensorboard = false
 """
+)
 DEEPSPEED = ["--engine.kind", "deepspeed"]
 
 
