@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
-from electra_dist.engine.optim import ElectraAdam, clip_gradients, decay_groups
+from electra_dist.engine.gradients import clip_gradients
+from electra_dist.engine.optim import ElectraAdam, decay_groups
 from electra_dist.engine.protocol import to_batch
 
 CPU = torch.device("cpu")

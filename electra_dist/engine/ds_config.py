@@ -51,6 +51,11 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm if config.engine.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.engine.precision == "bf16"},
+        # A scale that DeepSpeed leaves alone (0 would be its own dynamic one): each step sets ours.
+        "fp16": {
+            "enabled": config.engine.precision == "fp16",
+            "loss_scale": config.engine.initial_loss_scale,
+        },
         # Our optimizer is plain element-wise torch: every ZeRO stage can shard it, off-loaded too.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

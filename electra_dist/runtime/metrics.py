@@ -20,6 +20,11 @@ from electra_dist.runtime.files import append_line, parse_line, write_bytes_atom
 log = logging.getLogger(__name__)
 
 
+def is_logged(step: int, log_every: int, num_steps: int) -> bool:
+    """Whether `step` gets a line: the first, the last and every `log_every`-th one."""
+    return step in (1, num_steps) or step % log_every == 0
+
+
 class MetricsWriter:
     """Writes the metrics of one attempt.
 
@@ -49,7 +54,7 @@ class MetricsWriter:
 
     def is_logged(self, step: int) -> bool:
         """Whether `step` gets a line: the first, the last and every `log_every`-th one."""
-        return step in (1, self._num_steps) or step % self._log_every == 0
+        return is_logged(step, self._log_every, self._num_steps)
 
     def record(
         self,
