@@ -171,6 +171,14 @@ class MetricsConfig:
     """Write TensorBoard event files under RUN/tensorboard."""
     peak_tflops: float | None = None
     """Peak of a device in 10^12 FLOP/s, for MFU. None: what a GPU's maker states; a CPU's own."""
+    alarm_recall: float | None = 0.01
+    """Alarm: the discriminator finds at most this share of what is replaced, and ... None: none."""
+    alarm_auc: float = 0.55
+    """... ranks tokens with at most this AUC (0.5 is chance)."""
+    alarm_sampled_accuracy: float | None = 0.85
+    """Alarm: so many of the generator's samples are the original that little is replaced."""
+    alarms_from_step: int | None = None
+    """Evaluations before it raise no alarm. Left out: the end of the warm-up."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -179,4 +187,20 @@ class MetricsConfig:
             eval_every=self.eval_every,
             eval_num_samples=self.eval_num_samples,
             peak_tflops=self.peak_tflops,
+        )
+        for name in ("alarm_recall", "alarm_auc", "alarm_sampled_accuracy"):
+            value = getattr(self, name)
+            require(
+                value is None or 0.0 <= value <= 1.0,
+                f"metrics.{name}",
+                value,
+                "must lie in [0, 1]",
+                "see docs/howto/anomalies.md",
+            )
+        require(
+            self.alarms_from_step is None or self.alarms_from_step >= 0,
+            "metrics.alarms_from_step",
+            self.alarms_from_step,
+            "is a step",
+            "give 0 for the first one",
         )

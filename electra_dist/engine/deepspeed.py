@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.ds_config import deepspeed_config
+from electra_dist.engine.ds_config import deepspeed_config, uses_nvme
 from electra_dist.engine.gradients import TowerNorms, clip_gradients
 from electra_dist.engine.optim import MOMENTS, make_optimizer
 from electra_dist.engine.parts import Part, Parts
@@ -41,6 +41,7 @@ from electra_dist.engine.protocol import (
     to_batch,
 )
 from electra_dist.engine.waits import count_as_waiting
+from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.runtime.extensions import claim_extensions
@@ -72,6 +73,8 @@ class DeepSpeedEngine:
         phases: Phases | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(device)
+        if uses_nvme(config):
+            _require_asynchronous_io(config)
         self.device = device
         self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         self._config, self._world, self._make_batch = config, world, make_batch
@@ -265,3 +268,14 @@ def _import_deepspeed(device: torch.device) -> Any:
         dist_init_required=False,
     )
     return deepspeed
+
+
+def _require_asynchronous_io(config: RunConfig) -> None:
+    """Raise UserError where DeepSpeed cannot compile what reads and writes NVMe."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            f"{config.engine.deepspeed_config}: off-loading to nvme needs libaio, which is not "
+            'installed here; install libaio-dev, or off-load with "device": "cpu"'
+        )

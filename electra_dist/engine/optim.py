@@ -63,7 +63,7 @@ class MomentOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. Gradients may be overwritten.
+        """Update every parameter that has a gradient.
 
         Raises:
             ValueError: `closure` is given, which a sharded step cannot honour.
@@ -143,29 +143,34 @@ class Lamb(AdamW):
             names=[""] * len(params),
             of={p: [Part(number, 0, p.numel())] for number, p in enumerate(params)},
         )
-        device = params[0].device
-        updates = {p: self._make_update(p, group) for p in params}
-        squares = [
-            (n, torch.stack([squared_norm(p.view(-1)[own]), squared_norm(updates[p][own])]))
-            for n, p, own in parts.walk(params)
+        updates = [
+            (number, p.view(-1)[own], self._make_update(p, own, group))
+            for number, p, own in parts.walk(params)
         ]
-        weight, update = parts.over_ranks(parts.sums(squares, 2, device)).unbind(1)
+        squares = [
+            (number, torch.stack([squared_norm(weights), squared_norm(update)]))
+            for number, weights, update in updates
+        ]
+        sums = parts.over_ranks(parts.sums(squares, 2, params[0].device))
+        weight, update = sums.unbind(1)
         ratios = torch.where((weight > 0) & (update > 0), (weight / update).sqrt(), 1.0)
-        for number, p, own in parts.walk(params):
-            ratio = ratios[number].to(p.dtype)
-            p.view(-1)[own].addcmul_(updates[p][own], ratio, value=-group["lr"])
+        for number, weights, update in updates:
+            weights.addcmul_(update, ratios[number].to(update.dtype), value=-group["lr"])
 
-    def _make_update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """Move the moments; AdamW's update without the rate, in the memory of the gradient."""
+    def _make_update(self, parameter: Tensor, own: slice, group: dict[str, Any]) -> Tensor:
+        """Move the moments of these elements; AdamW's update of them, without the rate.
+
+        Never in the memory of the gradient: DeepSpeed goes on with it in the next step.
+        """
         assert parameter.grad is not None
         (beta1, beta2), count = group["betas"], self.num_updates + 1
-        first, second = (self.moments(parameter)[name].view(-1) for name in MOMENTS)
-        update = parameter.grad.reshape(-1)
-        first.lerp_(update, 1 - beta1)
-        second.mul_(beta2).addcmul_(update, update, value=1 - beta2)
-        root = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
-        torch.div(first, root, out=update).div_(1 - beta1**count)
-        return update.add_(parameter.view(-1), alpha=group["weight_decay"])
+        first, second = (self.moments(parameter)[name].view(-1)[own] for name in MOMENTS)
+        gradient = parameter.grad.reshape(-1)[own]
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])
+        torch.div(first, update, out=update).div_(1 - beta1**count)
+        return update.add_(parameter.view(-1)[own], alpha=group["weight_decay"])
 
 
 OPTIMIZERS: dict[str, type[MomentOptimizer]] = {

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfig
 from torch import Tensor
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.deepspeed import DeepSpeedEngine
+from electra_dist.engine.ds_config import deepspeed_config
 from electra_dist.engine.optim import make_optimizer
 from electra_dist.engine.protocol import Engine, StepOptions
 from electra_dist.engine.reference import ReferenceEngine
@@ -21,6 +24,7 @@ from electra_dist.model.electra import JointElectra
 from electra_dist.runtime.collectives import ProcessGroups
 from tests.distributed.engine_workers import CPU, owned_state
 from tests.distributed.health_workers import multiplied, state_hash
+from tests.distributed.resume_workers import STOP_AT, live, small_run
 from tests.distributed.synthetic import micro_batches, tiny_config
 
 NUM_STEPS = 3
@@ -152,7 +156,9 @@ def half_precision(groups: ProcessGroups, variants: list[dict[str, Any]]) -> lis
         scales = [1.0, 256.0] if config.engine.precision == "fp16" else [1.0]
         mine = micro_batches(config, 0, groups.world.rank, groups.world.world_size)
         before = state_hash(engine, stage)
-        overflow = engine.step(mine, RATE, options=StepOptions(loss_scale=2.0**32))
+        overflow = None
+        if config.engine.precision == "fp16":
+            overflow = engine.step(mine, RATE, options=StepOptions(loss_scale=2.0**32))
         norms = []
         for scale in scales:
             refused = engine.step(mine, RATE, lambda _: False, StepOptions(loss_scale=scale))
@@ -171,7 +177,7 @@ def half_precision(groups: ProcessGroups, variants: list[dict[str, Any]]) -> lis
         engine.close()
         reports.append(
             {
-                "overflow_norm": str(overflow.grad_norm),
+                "overflow_norm": overflow and str(overflow.grad_norm),
                 "norms": norms,
                 "poisoned_norm": str(poisoned.grad_norm),
                 "untouched": untouched,
@@ -181,3 +187,31 @@ def half_precision(groups: ProcessGroups, variants: list[dict[str, Any]]) -> lis
             }
         )
     return reports
+
+
+def read_by_deepspeed(_: ProcessGroups, folder: str) -> dict[str, list[Any]]:
+    """What DeepSpeed's own config makes of each shipped file, with what we add to it."""
+    found = {}
+    for path in Path(folder).glob("*.json"):
+        stage = int(path.stem.removeprefix("zero")[0])
+        config = tiny_config(zero_stage=stage, deepspeed_config=str(path))
+        read = DeepSpeedConfig(deepspeed_config(config, num_passes=8))
+        zero = read.zero_config
+        devices = [
+            str(one.device) if one else None for one in (zero.offload_optimizer, zero.offload_param)
+        ]
+        found[path.stem] = [int(zero.stage), *devices, read.aio_config["queue_depth"]]
+    return found
+
+
+def fp16_lives(
+    groups: ProcessGroups, corpus: str, folder: str, engines: list[dict[str, Any]]
+) -> list[list[str]]:
+    """For each engine: a run in one life, and one that is stopped and resumed, with AdamW."""
+    reasons = []
+    for number, engine in enumerate(engines):
+        config = small_run(corpus, engine, ["--optim.name", "adamw"])
+        calm, broken = Path(folder) / f"calm_{number}", Path(folder) / f"broken_{number}"
+        lives = [(calm, None), (broken, STOP_AT), (broken, None)]
+        reasons.append([live(groups, config, run, stop_at) for run, stop_at in lives])
+    return reasons

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from electra_dist.checkpoint.layout import list_checkpoints, read_manifest, read_state
+from electra_dist.checkpoint.reshard import differences
+from electra_dist.runtime.files import read_json_lines
+from electra_dist.train.audit import audit
+from tests import made_up
 from tests.distributed.ranks import ROOT, run_ranks
+from tests.distributed.test_resume import metrics_without_timing
 
 pytestmark = pytest.mark.distributed
 WORKERS = "tests.distributed.optim_workers"
@@ -63,8 +69,55 @@ def test_half_precision_skips_what_overflows_and_trains_on_what_does_not(tmp_pat
         )
         assert report["losses"] == pytest.approx(exact["losses"], rel=0.05), variant
         assert report["moved"] == pytest.approx(exact["moved"], rel=0.2), variant
-        if variant["precision"] == "fp16":
-            assert report["untouched"], variant
-            assert report["overflow_norm"] == "nan", variant
-        else:
-            assert math.isfinite(float(report["overflow_norm"])), variant
+        assert report["untouched"], variant
+        assert report["overflow_norm"] == ("nan" if variant["precision"] == "fp16" else None)
+
+
+def test_an_fp16_run_resumes_with_its_loss_scale_and_counts_skipped_steps(tmp_path: Path) -> None:
+    """From far too large a scale down, and up again after 4 good steps, over a stop in between."""
+    fp16 = {"precision": "fp16", "initial_loss_scale": 2.0**30, "loss_scale_window": 4}
+    engines: list[dict[str, Any]] = [{"kind": "reference", **fp16}, {"zero_stage": 2, **fp16}]
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        engines = engines[:1]
+    reasons = run_ranks(
+        f"{WORKERS}:fp16_lives",
+        2,
+        tmp_path / "logs",
+        corpus=str(made_up.corpus(tmp_path / "corpus", length=32)),
+        folder=str(tmp_path),
+        engines=engines,
+    )[0]
+    assert reasons == [["finished", "stopped", "finished"]] * len(engines)
+    for number, engine in enumerate(engines):
+        calm, broken = tmp_path / f"calm_{number}", tmp_path / f"broken_{number}"
+        last = [list_checkpoints(run)[-1].folder for run in (calm, broken)]
+        assert differences(*last) == [], engine
+        states = [read_state(folder, read_manifest(folder)) for folder in last]
+        assert states[0] == states[1], engine
+        lines = [metrics_without_timing(run) for run in (calm, broken)]
+        assert lines[0] == lines[1], engine
+        overflows = [e for e in read_json_lines(calm / "events.jsonl") if e["event"] == "overflow"]
+        scales = [line["loss_scale"] for line in lines[0]]
+        # At first every step overflows; later the scale goes up until one does, and down again.
+        assert scales[:4] == [2.0**30, 2.0**29, 2.0**28, 2.0**27]
+        assert 8 <= len(overflows) < 32
+        assert any(later > earlier for earlier, later in pairwise(scales))
+        skipped = [line["step"] for line in lines[0] if line["grad_norm"] == "NaN"]
+        assert skipped == [event["step"] for event in overflows]
+        assert states[0]["num_updates"] == 40 - len(overflows)
+        # A skipped update is a step: every position is in the ledger once.
+        assert audit(broken, []).problems == [], engine
+
+
+def test_deepspeed_reads_each_shipped_file_as_it_is_meant(tmp_path: Path) -> None:
+    found = run_ranks(f"{WORKERS}:read_by_deepspeed", 1, tmp_path, folder=str(CONFIGS))[0]
+    devices = {name: values[1:3] for name, values in found.items() if any(values[1:3])}
+    assert devices == {
+        "zero2_offload": ["cpu", None],
+        "zero3_offload": ["cpu", None],
+        "zero3_nvme": ["cpu", "nvme"],
+    }
+    assert found["zero3_nvme"][3] == 16
+    assert {name: values[0] for name, values in found.items()} == {
+        path.stem: int(path.stem[4]) for path in CONFIGS.glob("*.json")
+    }
