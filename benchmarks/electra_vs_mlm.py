@@ -133,7 +133,9 @@ def show(result: dict[str, Any]) -> None:
         last = "  ".join(f"{k} {v:.4f}" for k, v in run["curve"][-1].items() if k != "step")
         usual, google = run["flops"]["usual"], run["flops"]["google"]
         print(f"{name:<10}{run['steps']:>8,}{usual:>14.4e}{google:>14.4e}  {last}")
-    print(f"\n{'encoder, task':<24}{'metric':<12}{'mean':>8}{'deviation':>11}{'constant':>10}  seeds")
+    print(
+        f"\n{'encoder, task':<24}{'metric':<12}{'mean':>8}{'deviation':>11}{'constant':>10}  seeds"
+    )
     for name, row in result["scores"].items():
         seeds = " ".join(f"{score:.3f}" for score in row["seeds"])
         print(
@@ -142,7 +144,9 @@ def show(result: dict[str, Any]) -> None:
         )
     auc = result["runs"]["electra"]["curve"][-1]["unigram_disc_auc"]
     verdict = "so the comparison counts" if auc >= ASKED_AUC else "so the comparison says nothing"
-    print(f"\nunigram AUC of the discriminator at the end: {auc:.4f} ({ASKED_AUC} asked), {verdict}")
+    print(
+        f"\nunigram AUC of the discriminator at the end: {auc:.4f} ({ASKED_AUC} asked), {verdict}"
+    )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
