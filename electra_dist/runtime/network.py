@@ -33,7 +33,7 @@ class AddressStore(Protocol):
 
 
 def tell_address(store: AddressStore, world: World) -> None:
-    """Leave this host's address in the store; before all ranks have met, and nothing on one host."""
+    """Leave this host's address in the store, before all ranks have met; nothing on one host."""
     if world.local_world_size == world.world_size:
         return
     address = own_address(world.master_addr, world.master_port)
