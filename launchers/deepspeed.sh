@@ -26,7 +26,7 @@ if [[ -n ${HOSTFILE:-} ]]; then # with one host in it, only --force_multi leaves
 fi
 [[ -n ${MASTER_ADDR:-} ]] && flags+=(--master_addr "$MASTER_ADDR")
 case ${HOSTFILE:+$launcher} in
-    openmpi) flags+=("--launcher_args=--bind-to none -x MASTER_ADDR=${MASTER_ADDR:?} -x MASTER_PORT=$port") ;;
+    openmpi) flags+=("--launcher_args=--bind-to none --mca odls_base_sigkill_timeout 5 -x MASTER_ADDR=${MASTER_ADDR:?} -x MASTER_PORT=$port") ;;
     mpich | slurm) program=("$(dirname "$0")/../electra_dist/__main__.py") ;; # they lose --module
     pdsh) # a shell reads the words there; deepspeed itself puts those with a blank in double quotes
         for i in "${!words[@]}"; do

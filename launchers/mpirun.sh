@@ -11,11 +11,12 @@
 # PYTHON        the interpreter that has electra_dist, on all hosts; default: python
 #
 # --bind-to none: mpirun would bind each rank to one core, and its threads with it.
-# odls_base_sigkill_timeout: after SIGTERM, or when one rank has left, ranks have 30 s and not 1.
+# odls_base_sigkill_timeout: when one rank has left, the others have 10 s and not 2. To stop a run:
+# electra-dist stop RUN, or SIGUSR1 to mpirun, which hands it on; SIGTERM kills ranks as early.
 set -euo pipefail
 
 read -r -a flags <<<"${MPIRUN_FLAGS:-}"
-flags+=(-np "${NPROC:-2}" --bind-to none --mca odls_base_sigkill_timeout 30)
+flags+=(-np "${NPROC:-2}" --bind-to none --mca odls_base_sigkill_timeout 5)
 if [[ -n "${HOSTS:-}" ]]; then
     flags+=(--host "$HOSTS" -x "MASTER_ADDR=${MASTER_ADDR:?set it to the host of rank 0}")
 fi

@@ -28,11 +28,13 @@ SSH = ("ssh", "-n", "-o", "BatchMode=yes")
 ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 """A host that is off or cut off ends its ssh after a minute; without, nothing ever does."""
 
-SAVE_SECONDS = 30
-"""Between mpirun's SIGTERM and SIGKILL; its own default, 1 s, is too short for a save."""
+OPEN_MPI = ("--bind-to", "none", "--mca", "odls_base_sigkill_timeout", "5")
+"""Unbound: else each rank and its threads get one core. Twice 5 s, in place of 1 s, from the first
+rank that has left (with 75, for example) to SIGKILL for the others, of which rank 0 has to write
+why it ended. Longer would hold up the end, and the ranks' output with it."""
 
 SHUTDOWN_SECONDS = 300
-"""The same of torchrun, whose own default is 30 s."""
+"""Between torchrun's signal and its SIGKILL; its own default is 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,8 @@ def deepspeed_command(job: HostsJob, runner: str, runner_args: str) -> list[str]
     flags += ["--hostfile", str(job.hostfile), "--force_multi", "--launcher", runner]
     flags += ["--master_addr", job.master_addr] if job.master_addr else []
     if runner == "openmpi":  # it hands on neither
-        known = f"--bind-to none -x MASTER_ADDR={job.master_addr} -x MASTER_PORT={job.master_port}"
-        runner_args = f"{known} {runner_args}".strip()
+        known = [*OPEN_MPI, *_rank_0(job)]
+        runner_args = f"{shlex.join(known)} {runner_args}".strip()
     # In one word with "=": an argument that begins with a dash.
     flags += [f"--launcher_args={runner_args}"] if runner_args else []
     if runner in MODULE_RUNNERS:
@@ -92,13 +94,17 @@ def pdsh_word(word: str) -> str:
 
 def mpirun_command(job: HostsJob, mpirun_args: str = "") -> list[str]:
     """Open MPI's."""
-    flags = [*shlex.split(mpirun_args), "-np", str(job.num_ranks), "--bind-to", "none"]
-    flags += ["--mca", "odls_base_sigkill_timeout", str(SAVE_SECONDS)]
+    flags = [*shlex.split(mpirun_args), "-np", str(job.num_ranks), *OPEN_MPI]
     flags += ["--host", ",".join(f"{host.name}:{host.slots}" for host in job.hosts)]
-    flags += ["-x", f"MASTER_ADDR={job.master_addr}", "-x", f"MASTER_PORT={job.master_port}"]
+    flags += _rank_0(job)
     for name, value in job.variables.items():
         flags += ["-x", f"{name}={value}"]
     return ["mpirun", *flags, job.python, "-m", "electra_dist", *job.words]
+
+
+def _rank_0(job: HostsJob) -> list[str]:
+    """MPI does not tell ranks where rank 0 is."""
+    return ["-x", f"MASTER_ADDR={job.master_addr}", "-x", f"MASTER_PORT={job.master_port}"]
 
 
 def torchrun_commands(job: HostsJob) -> list[list[str]]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +79,29 @@ def test_two_hosts_give_the_numbers_of_one(
     assert_nothing_is_left(lab, run)
 
 
-def test_sigterm_to_the_deepspeed_launcher_saves_on_both_hosts(
-    lab: SshLab, config: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("script", "number", "code"),
+    [
+        ("deepspeed.sh", signal.SIGTERM, 1),  # the launcher's own, whatever its ranks do
+        pytest.param(
+            *("mpirun.sh", signal.SIGUSR1, 75), marks=[pytest.mark.needs_mpi, pytest.mark.slow]
+        ),
+    ],
+)
+def test_a_signal_to_a_launcher_saves_on_both_hosts(
+    lab: SshLab, config: Path, tmp_path: Path, script: str, number: signal.Signals, code: int
 ) -> None:
     run, output = tmp_path / "run", tmp_path / "output.txt"
-    command = lab.login(ROOT / "launchers" / "deepspeed.sh", config, "--out", run, *ENDLESS)
-    variables = {"HOSTFILE": str(lab.folder / "hosts"), "NPROC": "2", "MASTER_ADDR": "node1"}
-    with started(*command, output=output, **variables) as process:
-        reach(run, 2, process, output)
-        process.send_signal(signal.SIGTERM)
-        wait_for((run / "attempts" / "0001" / "exit.json").exists, output)
-        process.wait(SECONDS)
-    ended = json.loads((run / "attempts" / "0001" / "exit.json").read_text())
+    command = lab.login(ROOT / "launchers" / script, config, "--out", run, *ENDLESS)
+    variables = {"HOSTFILE": str(lab.folder / "hosts"), "NPROC": "2"}
+    if script == "mpirun.sh":
+        variables = {"HOSTS": "node1:2,node2:2", "NPROC": "4", **AS_ROOT}
+    with started(*command, output=output, MASTER_ADDR="node1", **variables) as process:
+        wait_for((run / "metrics.jsonl").exists, process, output)
+        process.send_signal(number)
+        wait_for((run / "attempts" / "0001" / "exit.json").exists, None, output)
+        assert process.wait(SECONDS) == code, output.read_text(errors="replace")[-4000:]
+    ended = exit_of(run, 1)
     (saved,) = list_checkpoints(run)
     assert (ended["reason"], ended["checkpoint"]) == ("stopped", saved.folder.name)
     assert len(read_manifest(saved.folder).shards) == 4
@@ -98,12 +109,15 @@ def test_sigterm_to_the_deepspeed_launcher_saves_on_both_hosts(
 
 
 @pytest.mark.parametrize("how", ["power", pytest.param("link", marks=pytest.mark.slow)])
-def test_a_dead_host_ends_the_run(lab: SshLab, config: Path, tmp_path: Path, how: str) -> None:
+def test_a_dead_host_ends_the_run_and_the_same_command_goes_on(
+    lab: SshLab, config: Path, tmp_path: Path, how: str
+) -> None:
     run, output = tmp_path / "run", tmp_path / "output.txt"
-    command = submit(lab, "deepspeed", config, run, *ENDLESS, "--engine.timeout_seconds", "20")
+    words = [*ENDLESS, "--checkpoint.every_steps", "5", "--engine.timeout_seconds", "20"]
+    command = submit(lab, "deepspeed", config, run, *words)
     alive = "-o ServerAliveInterval=3 -o ServerAliveCountMax=3"
     with started(*command, output=output, PDSH_SSH_ARGS_APPEND=alive) as process:
-        reach(run, 2, process, output)
+        wait_for(lambda: list_checkpoints(run), process, output)
         try:
             if how == "power":
                 lab.power_off("node2")
@@ -115,8 +129,18 @@ def test_a_dead_host_ends_the_run(lab: SshLab, config: Path, tmp_path: Path, how
                 lab.start("node2")
             else:
                 lab.hosts.link(2, "up")
-    ended = json.loads((run / "attempts" / "0001" / "exit.json").read_text())
-    assert ended["reason"] in ("failed", "hang"), ended
+    assert exit_of(run, 1)["reason"] in ("failed", "hang")
+    assert_nothing_is_left(lab, run)
+
+    newest = list_checkpoints(run)[-1].step
+    with started(*command, output=output) as process:
+        wait_for(lambda: list_checkpoints(run)[-1].step > newest, process, output)
+        subprocess.run([*ELECTRA, "stop", str(run)], check=True, cwd=ROOT)
+        assert process.wait(SECONDS) == 0, output.read_text(errors="replace")[-4000:]
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert newest in [event["step"] for event in events if event["event"] == "resume"]
+    assert exit_of(run, 2)["reason"] == "asked"
+    assert exit_of(run, 2)["checkpoint"] == list_checkpoints(run)[-1].folder.name
     assert_nothing_is_left(lab, run)
 
 
@@ -125,21 +149,21 @@ def host_of(heartbeat: Path) -> str:
     return host
 
 
-def reach(run: Path, step: int, process: subprocess.Popen[bytes], output: Path) -> None:
-    """Wait until the run has logged so many steps."""
-
-    def is_there() -> bool:
-        assert process.poll() is None, output.read_text(errors="replace")[-4000:]
-        path = run / "metrics.jsonl"
-        return path.exists() and len(path.read_bytes().splitlines()) >= step
-
-    wait_for(is_there, output)
+def exit_of(run: Path, attempt: int) -> dict[str, Any]:
+    path = run / "attempts" / f"{attempt:04}" / "exit.json"
+    ended: dict[str, Any] = json.loads(path.read_text())
+    return ended
 
 
-def wait_for(is_there: Any, output: Path) -> None:
+def wait_for(
+    is_there: Callable[[], Any], process: subprocess.Popen[bytes] | None, output: Path
+) -> None:
+    """Wait for it while the launcher runs; without one, however long that takes."""
     deadline = time.monotonic() + SECONDS
     while not is_there():
-        assert time.monotonic() < deadline, output.read_text(errors="replace")[-4000:]
+        said = output.read_text(errors="replace")[-4000:]
+        assert process is None or process.poll() is None, said
+        assert time.monotonic() < deadline, said
         time.sleep(0.05)
 
 
