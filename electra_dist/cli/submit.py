@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from electra_dist.cli.hosts import add_hosts
 from electra_dist.cli.parser import command, group
 from electra_dist.commands import submit
 
 
 def add_submit(parent: Any) -> None:
     """Declare `submit` and `requeue`."""
-    words = group(parent, "submit", "hand a run to a cluster's scheduler")
+    words = group(
+        parent, "submit", "run on a cluster: through its scheduler, or on the hosts of a hostfile"
+    )
     slurm = command(words, "slurm", submit.submit_slurm)
     slurm.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     slurm.add_argument("--recipe", help="as in pretrain; so are --section.field value")
@@ -27,6 +30,7 @@ def add_submit(parent: Any) -> None:
     )
     slurm.add_argument("--dry-run", action="store_true", help="print the script, write nothing")
     slurm.add_argument("--test-only", action="store_true", help="let Slurm check it, run nothing")
+    add_hosts(words)
     requeue = command(parent, "requeue", submit.requeue)
     requeue.add_argument("run", type=Path, metavar="RUN")
     requeue.add_argument(
