@@ -27,6 +27,7 @@ WITH_OVERRIDES = (
     ["config", "show"],
     ["corpus", "audit"],
     ["submit", "slurm"],
+    ["submit", "submitit"],
 )
 """Commands that take any knob of the config as `--section.field value`."""
 
