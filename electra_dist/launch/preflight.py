@@ -134,6 +134,8 @@ def write_down(run: Path, examined: Examined, job_id: str, restart_count: int) -
         log.error("node %s is not fit to train: %s", node, words)
     if not examined.bad:
         return
+    if examined.why_not:
+        log.error("no rank is started: %s", examined.why_not)
     record = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "seconds": round(time.time(), 3),

@@ -28,7 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 from electra_dist.config import variables
 from electra_dist.config.slurm_commands import Answer, ask_slurm
-from electra_dist.launch.local import STOPPED, forwarded_signals, free_port, run_processes
+from electra_dist.launch.local import (
+    STOPPED,
+    Signals,
+    forwarded_signals,
+    free_port,
+    run_processes,
+)
 from electra_dist.launch.records import newest_attempt, read_lines
 from electra_dist.launch.requeue import MAX_FRUITLESS, Decision
 from electra_dist.launch.slurm_job import Job, end_job, ending_of
@@ -95,6 +101,7 @@ class _Task:
         self._signal = signal.Signals["SIG" + JobEnvironment.USR_SIG]
         self._newest_before = newest_attempt(self._run)
         self._code = 1
+        self._signals = Signals()
         self._decision: Decision | None = None
         self._thread = threading.Thread(target=self._train, daemon=True)
 
@@ -157,12 +164,14 @@ class _Task:
     def _decide(self, is_warned: bool) -> Decision:
         job_id = self._environment.job_id
         is_slurm = self._environment.cluster == "slurm"
+        # Slurm's TERM may be scancel or a preemption: the state of the job tells which.
+        is_told = not is_slurm and self._signals.first in (signal.SIGTERM, signal.SIGINT)
         restarts = os.environ.get("SLURM_RESTART_COUNT") if is_slurm else _ends(self._run, job_id)
         return end_job(
             self._run,
             Job(job_id=job_id, restart_count=int(restarts or 0)),
             ending_of(self._run, self._newest_before, self._code),
-            ["USR1"] if is_warned else [],
+            [*(["USR1"] if is_warned else []), *(["TERM"] if is_told else [])],
             max_fruitless=self._job.max_fruitless,
             ask=ask_slurm if is_slurm else _always_running,
             requeue=_left_to_submitit,

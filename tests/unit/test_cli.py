@@ -55,7 +55,11 @@ HELP = {
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
         *("--init-from", "--keep-moments", "--resume-from"),
     ),
-    "submit": ("slurm",),
+    "submit": ("slurm", "submitit"),
+    "submit submitit": (
+        *("CONFIG.toml", "--recipe", "--out", "--cluster"),
+        *("--nodes", "--gpus-per-node", "--time", "--dry-run"),
+    ),
     "submit slurm": (
         *("CONFIG.toml", "--out", "--cluster", "--nodes", "--gpus-per-node", "--time"),
         *("--chain", "--dry-run", "--test-only"),
