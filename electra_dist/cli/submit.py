@@ -17,7 +17,9 @@ def add_submit(parent: Any) -> None:
         "--chain", type=int, default=1, metavar="N", help="N jobs, each after the one before"
     )
     slurm.add_argument("--test-only", action="store_true", help="let Slurm check it, run nothing")
-    _to_a_cluster(words, "submitit", submit.submit_submitit)
+    _to_a_cluster(
+        words, "submitit", submit.submit_submitit, or_else="; local: this machine, M ranks"
+    )
     requeue = command(parent, "requeue", submit.requeue)
     requeue.add_argument("run", type=Path, metavar="RUN")
     requeue.add_argument(
@@ -37,14 +39,13 @@ def add_submit(parent: Any) -> None:
     )
 
 
-def _to_a_cluster(words: Any, name: str, handler: Handler) -> Any:
+def _to_a_cluster(words: Any, name: str, handler: Handler, or_else: str = "") -> Any:
     parser = command(words, name, handler)
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     parser.add_argument("--recipe", help="as in pretrain; so are --section.field value")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
-    parser.add_argument(
-        "--cluster", required=True, metavar="NAME|PATH", help="slurm/clusters/NAME.toml, or a file"
-    )
+    known = f"slurm/clusters/NAME.toml, or a file{or_else}"
+    parser.add_argument("--cluster", required=True, metavar="NAME|PATH", help=known)
     parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
     parser.add_argument("--gpus-per-node", type=int, metavar="M", help="in place of the cluster's")
     parser.add_argument("--time", metavar="T", help="in place of the cluster's")

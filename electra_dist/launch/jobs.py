@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from electra_dist.config.slurm_commands import Ask, ask_slurm, job_fields
+from electra_dist.config.slurm_commands import Answer, Ask, ask_slurm, job_fields
 from electra_dist.errors import UserError
 from electra_dist.launch.records import append_line, attempt_folders, read_json, read_lines
 
 NUM_JOBS = 10
 """As many are asked for: the newest ones."""
+
+STATUS_SECONDS = 5.0
+"""A status without Slurm's words is better than one that waits for them."""
 
 JOB_ID = re.compile(r"\d+(_\d+)?")
 SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N"
@@ -60,7 +63,12 @@ def jobs_of(run: Path) -> list[str]:
     return sorted(ids, key=lambda job: int(job.partition("_")[0]))[-NUM_JOBS:]
 
 
-def job_statuses(run: Path, ask: Ask = ask_slurm) -> list[JobStatus]:
+def ask_quickly(words: Sequence[str]) -> Answer:
+    """Run a Slurm command, for somebody who looks at the screen."""
+    return ask_slurm(words, STATUS_SECONDS)
+
+
+def job_statuses(run: Path, ask: Ask = ask_quickly) -> list[JobStatus]:
     """What Slurm says of the run's jobs; nothing of those that it does not know (any more)."""
     ids = jobs_of(run)
     if not ids:
@@ -91,7 +99,7 @@ def in_words(status: JobStatus) -> str:
     return " ".join(parts)
 
 
-def run_of_job(job_id: str, ask: Ask = ask_slurm) -> Path:
+def run_of_job(job_id: str, ask: Ask = ask_quickly) -> Path:
     """The run folder of a Slurm job, by what Slurm knows of its script.
 
     Raises:

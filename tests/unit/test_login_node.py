@@ -67,6 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "status {run} --json",
         "config show --recipe tiny",
         "submit slurm --recipe tiny --out {run}_2 --cluster cpu_site --seed 3 --dry-run",
+        "submit submitit --recipe tiny --out {run}_2 --cluster cpu_site --seed 3 --dry-run",
     ],
 )
 def test_it_works_without_anything_heavy(words: str, forbidden: str, run: Path) -> None:
@@ -76,4 +77,5 @@ def test_it_works_without_anything_heavy(words: str, forbidden: str, run: Path) 
     if "--json" in words:
         assert json.loads(done.stdout)["state"]
     if "--dry-run" in words:
-        assert done.stdout.startswith("#!/bin/bash\n#SBATCH")
+        assert done.stdout.startswith("#!/bin/bash\n")
+        assert "\n#SBATCH --partition=short\n" in done.stdout
