@@ -66,6 +66,9 @@ def examine_nodes(
     step = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     # One bad node must not cut off the others' verdicts, whatever slurm.conf says.
     step += ["--kill-on-bad-exit=0", "--wait=0", "--overlap", "--disable-status"]
+    if allocation.cpus_per_task and allocation.tasks_per_node:  # all of a node's, as its ranks have
+        num_cpus = int(allocation.cpus_per_task) * allocation.tasks_per_node
+        step.append(f"--cpus-per-task={num_cpus}")
     try:
         done = subprocess.run(
             [*step, *command],

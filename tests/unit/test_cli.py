@@ -53,7 +53,7 @@ HELP = {
         *("--launcher", "--max-restarts", "--time-limit"),
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
-        *("--init-from", "--keep-moments", "--resume-from"),
+        *("--init-from", "--keep-moments", "--resume-from", "--exclude-bad-nodes"),
     ),
     "submit": ("slurm", "submitit"),
     "submit submitit": (

@@ -87,8 +87,9 @@ def test_the_step(tmp_path: Path) -> None:
     assert words.startswith("--nodes=3 --ntasks=3 --ntasks-per-node=1 --kill-on-bad-exit=0")
     assert words.endswith("doctor --verdict")
     environ = fake_srun(tmp_path, program + "time.sleep(60)")
-    bad = examine_nodes(["doctor"], ALLOCATION, environ, seconds=1.0)
-    assert bad == {"n2": "no verdict in 1 s"}
+    wide = Allocation.from_environment({**BATCH, "SLURM_CPUS_PER_TASK": "8"})
+    assert examine_nodes(["doctor"], wide, environ, seconds=1.0) == {"n2": "no verdict in 1 s"}
+    assert (tmp_path / "words").read_text().endswith(" --cpus-per-task=16 doctor")
 
 
 def test_ranks_keep_off_the_nodes_that_are_left_out() -> None:

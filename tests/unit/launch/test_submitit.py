@@ -77,6 +77,12 @@ def test_the_pickle_holds_a_few_words() -> None:
     assert b"electra_dist.launch.submitit_job" in data
 
 
+def test_the_launcher_is_short_and_executable() -> None:
+    script = ROOT / "launchers" / "submitit_pretrain.py"
+    assert os.access(script, os.X_OK)
+    assert len(script.read_text().splitlines()) < 40
+
+
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["submit", "submitit", "--recipe", "tiny", "--out", str(tmp_path / "run"), "--dry-run"]
     assert main([*words, "--cluster", "local"]) == 2
