@@ -31,7 +31,7 @@ executor.update_parameters(
     gpus_per_node=int(os.environ.get("GPUS", "0")),
     timeout_min=int(os.environ.get("MINUTES", "1440")),
     slurm_signal_delay_s=300,  # over 30 s + the longest step + two saves
-    slurm_srun_args=["--kill-on-bad-exit=0", "--wait=0"],  # a rank that leaves ends no other
+    slurm_srun_args=["--kill-on-bad-exit=1", "--wait=0"],  # one that fails ends the others
     slurm_additional_parameters={"requeue": True},
 )
 print(executor.submit(Pretraining(words, run)).job_id)

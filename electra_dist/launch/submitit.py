@@ -72,9 +72,9 @@ def slurm_parameters(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         named[name] = value if equals else True
     for one in named.values():
         quoted(str(one))  # refuses what no #SBATCH line can hold
-    # srun of Slurm 22.05 and later takes the cores not over from sbatch. A rank that has left must
-    # not take the others with it, which may still be saving, whatever slurm.conf says.
-    step = ["--kill-on-bad-exit=0", "--wait=0"]
+    # A task that fails ends the others, whose ranks may wait for it; one whose rank has saved and
+    # left must not, whatever slurm.conf says. srun takes the cores not over from sbatch (22.05).
+    step = ["--kill-on-bad-exit=1", "--wait=0"]
     step += [f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []
     return {
         "job_name": str(named["job-name"]),

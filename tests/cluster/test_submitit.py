@@ -49,7 +49,7 @@ def finished(site: Site, job: str, run: Path) -> None:
 
 
 def test_one_requeue(site: Site, tmp_path: Path) -> None:
-    """USR2 as a time limit or a preemption sends it; a folder's name that no shell may read."""
+    """USR2, as a time limit sends it; a folder's name that no shell may read."""
     run = tmp_path / "o'clock $(touch PWNED)" / "run"
     job = submitted(site, run, ELECTRA_DIST_FAULTS=SLOW)
     reach(site, run, 12)
@@ -105,11 +105,14 @@ def test_scancel_stops_for_good(site: Site, tmp_path: Path) -> None:
     assert len(list((run / "attempts").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_a_crash_ends_the_job(site: Site, tmp_path: Path) -> None:
+    """The other rank, which would wait for the dead one, is ended too."""
+    rank = tmp_path / "rank.sh"
+    rank.write_text("#!/bin/bash\n((SLURM_PROCID == 0)) && exit 3\nexec sleep 600\n")
+    rank.chmod(0o755)
     run = tmp_path / "run"
-    job = submitted(site, run, ELECTRA_DIST_FAULTS="kill rank=1 step=3")
-    site.lab.wait_for(job, ("FAILED",), 120.0)
+    job = submitted(site, run, ELECTRA_DIST_RANK_COMMAND=str(rank))
+    site.lab.wait_for(job, ("FAILED",), 60.0)
     (line,) = read_lines(run / "requeue.jsonl")
     assert (line["action"], line["exits_with"]) == ("leave", 1)
 
