@@ -36,7 +36,7 @@ def words_of(site: Site, run: Path) -> str:
 
 
 def completed(site: Site, job: str, run: Path) -> None:
-    state = site.lab.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), 240.0)["JobState"]
+    state = site.lab.wait_for(job, ("COMPLETED", "FAILED", "CANCELLED"), 400.0)["JobState"]
     assert state == "COMPLETED", words_of(site, run)
 
 
@@ -51,6 +51,7 @@ def broken_driver(folder: Path) -> str:
     return str(rank)
 
 
+@pytest.mark.slow
 def test_one_launcher_on_each_node(site: Site, tmp_path: Path) -> None:
     """2 nodes x 2 ranks, the bits of 4 ranks without Slurm."""
     run = tmp_path / "run"
@@ -64,10 +65,13 @@ def test_one_launcher_on_each_node(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_bad_node_is_named_and_left_out(site: Site, tmp_path: Path) -> None:
-    """The job gives its nodes back, is requeued without the bad one, and trains."""
+    """The job gives its nodes back, is requeued without the bad one, and trains.
+
+    With a launcher of one rank on each node.
+    """
     run = tmp_path / "run"
     variables = {"ELECTRA_DIST_RANK_COMMAND": broken_driver(tmp_path)}
-    job = submitted(site, run, "exclude_bad_nodes = true", 2, **variables)
+    job = submitted(site, run, 'exclude_bad_nodes = true\ntasks = "per_node"', 2, **variables)
     completed(site, job, run)
     (found,) = read_lines(run / "bad_nodes.jsonl")
     assert list(found["bad"]) == found["left_out"] == ["n1"]
@@ -81,6 +85,7 @@ def test_a_bad_node_is_named_and_left_out(site: Site, tmp_path: Path) -> None:
     assert len(list((run / "attempts").iterdir())) == 1
     assert not (run / "doctor").exists()
     assert "node n1 is not fit to train: devices" in words_of(site, run)
+    assert json.loads((run / "environment.json").read_text())["launcher"] == "environment"
     assert_same_weights(run, site.calm(2))
     # Whoever submits the run again is spared the same node.
     where = ["--out", run, "--cluster", run.parent / "here.toml", "--dry-run"]
