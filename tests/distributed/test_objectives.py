@@ -26,6 +26,8 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("disentangled", {"zero_stage": 0}),
     ("disentangled", SMALL_SHARDS),
     ("sampling without dropout", SMALL_SHARDS),
+    ("electric, disentangled", {**SMALL_SHARDS, "precision": "bf16"}),
+    ("one transformer", {"zero_stage": 2, "precision": "bf16"}),
 ]
 
 
@@ -39,5 +41,6 @@ def test_every_variant_trains_as_plain_pytorch_does(tmp_path: Path) -> None:
     )[0]
     for case, report in zip(CASES, reports, strict=True):
         print(case, report)
-        assert report["loss"] < 1e-5, case
-        assert report["weight"] < 1e-4, case
+        is_fp32 = "precision" not in case[1]
+        assert report["loss"] < (1e-5 if is_fp32 else 1e-2), case
+        assert not is_fp32 or report["weight"] < 1e-4, case
