@@ -9,7 +9,8 @@ every round, the other way about in every second one; ratios are the medians of 
 
 `transformers, all positions` hands the generator its `labels`, so logits and the loss are made at
 every position; `gathered` picks the masked hidden vectors first. Both sample at the masked slots,
-by the Gumbel trick.
+by the Gumbel trick, in processes of their own with PyTorch's settings; ours and the products keep
+freed memory, as a run of ours does.
 
 `matrix products` runs every product of the step, forward and backward, alone, with the shapes and
 layouts of the step (listed), each as often as the step does: a step that did nothing else would
@@ -26,10 +27,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import joint_rows, joint_step, products  # noqa: E402
-from electra_dist.config.recipes import RECIPES  # noqa: E402
-from electra_dist.config.schema import BatchConfig, RunConfig  # noqa: E402
+from electra_dist.config.schema import RunConfig  # noqa: E402
 from electra_dist.data.stream import MicroBatch  # noqa: E402
 from electra_dist.engine.protocol import to_batch  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
@@ -51,16 +51,8 @@ from electra_dist.runtime.world import World  # noqa: E402
 NUM_ROWS = 16
 CPU = torch.device("cpu")
 Step = Callable[[], Any]
-
-
-def run_config(*, dropout: float = 0.1) -> RunConfig:
-    """`small` with one micro-batch of 16 rows a step."""
-    config = RECIPES["small"]()
-    model = replace(
-        config.model, vocab_size=30522, hidden_dropout=dropout, attention_dropout=dropout
-    )
-    batch = BatchConfig(global_batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS)
-    return replace(config, model=model, batch=batch)
+Timed = Callable[[], float]
+"""Takes one step; the seconds that it took."""
 
 
 def ours(config: RunConfig, micro_batches: list[MicroBatch], **options: Any) -> Step:
@@ -77,18 +69,50 @@ def padding_computed(micro_batch: MicroBatch, seed: int, device: torch.device) -
     return batch._replace(places_T=None)
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+@contextmanager
+def transformers_step(clock: str, *, gathered: bool) -> Iterator[Timed]:
+    """The peer's step in a process of its own, as its users run it."""
+    script = Path(joint_step.__file__)
+    command = [sys.executable, script, "--clock", clock, "--threads", torch.get_num_threads()]
+    process = subprocess.Popen(
+        [*map(str, command), *["--gathered"] * gathered],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ask, answers = process.stdin, process.stdout
+
+    def step() -> float:
+        print(file=ask, flush=True)
+        return float(answers.readline())
+
+    try:
+        yield step
+    finally:
+        ask.close()
+        process.wait()
 
 
-def interleave(steps: dict[str, Step], rounds: int, clock: str) -> dict[str, list[float]]:
+def timed(step: Step, clock: str) -> Timed:
+    """The step with its seconds by the clock."""
+    now = joint_step.CLOCKS[clock]
+
+    def run() -> float:
+        started = now()
+        step()
+        return now() - started
+
+    return run
+
+
+def interleave(steps: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
     """Seconds of each step in every round but the first, which warms up."""
-    now = CLOCKS[clock]
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in list(steps.items())[:: 1 if number % 2 else -1]:
-            started = now()
-            step()
-            took = now() - started
+            took = step()
             if number:
                 seconds[name].append(took)
                 print(f"round {number}  {name:32} {took:8.3f}", file=sys.stderr)
@@ -102,7 +126,7 @@ def ratio(top: list[float], bottom: list[float]) -> float:
 
 def measure_step(rounds: int, clock: str) -> dict[str, Any]:
     """Ours, transformers and the bare products; full rows and real ones."""
-    config = run_config()
+    config = joint_rows.small()
     full = joint_rows.full_rows(config)
     real = joint_rows.real_rows(config)
     num_real = int(real.num_tokens_B.sum())
@@ -110,18 +134,21 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
         "full": products.of_step(config, NUM_ROWS * config.data.sequence_length, NUM_ROWS),
         "real": products.of_step(config, num_real, NUM_ROWS),
     }
-    seconds = interleave(
-        {
-            "ours, full rows": ours(config, [full]),
-            "matrix products, full rows": products.runner(bare["full"]),
-            "transformers, gathered": joint_step.runner(config, [full], gathered=True),
-            "transformers, all positions": joint_step.runner(config, [full], gathered=False),
-            "ours, real rows": ours(config, [real]),
-            "matrix products, real rows": products.runner(bare["real"]),
-        },
-        rounds,
-        clock,
-    )
+    with (
+        transformers_step(clock, gathered=True) as gathered,
+        transformers_step(clock, gathered=False) as everywhere,
+    ):
+        seconds = interleave(
+            {
+                "ours, full rows": timed(ours(config, [full]), clock),
+                "matrix products, full rows": timed(products.runner(bare["full"]), clock),
+                "transformers, gathered": gathered,
+                "transformers, all positions": everywhere,
+                "ours, real rows": timed(ours(config, [real]), clock),
+                "matrix products, real rows": timed(products.runner(bare["real"]), clock),
+            },
+            rounds,
+        )
     return {
         "seconds": seconds,
         "gflop": {name: products.flops(shapes) / 1e9 for name, shapes in bare.items()},
@@ -146,18 +173,15 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
 
 def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
     """Tokens a second of short documents: padded, without their padding, packed; and the losses."""
-    config = run_config()
+    config = joint_rows.small()
     packed, alone = joint_rows.short_documents(config)
     tokens = {"packed": int(packed.num_tokens_B.sum()), "padded": int(alone[0].num_tokens_B.sum())}
-    seconds = interleave(
-        {
-            "packed rows": ours(config, [packed]),
-            "a document a row, padded": ours(config, alone[:1], make_batch=padding_computed),
-            "a document a row, as it is": ours(config, alone[:1]),
-        },
-        rounds,
-        clock,
-    )
+    steps = {
+        "packed rows": ours(config, [packed]),
+        "a document a row, padded": ours(config, alone[:1], make_batch=padding_computed),
+        "a document a row, as it is": ours(config, alone[:1]),
+    }
+    seconds = interleave({name: timed(step, clock) for name, step in steps.items()}, rounds)
     per_token = {
         name: [
             second / tokens["packed" if name == "packed rows" else "padded"] for second in values
@@ -169,7 +193,9 @@ def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
         "seconds": seconds,
         "tokens": tokens,
         "mean_document": float(alone[0].num_tokens_B.mean()),
-        "losses": joint_rows.compare_losses(run_config(dropout=0.0), packed, padding_computed),
+        "losses": joint_rows.compare_losses(
+            joint_rows.small(dropout=0.0), packed, padding_computed
+        ),
         "ratios": {
             "packed / padded, tokens/s": ratio(padded, per_token["packed rows"]),
             "not padded / padded, tokens/s": ratio(padded, per_token["a document a row, as it is"]),
@@ -192,12 +218,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--clock", choices=sorted(joint_step.CLOCKS), default="wall")
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as a run does; the others of this process gain by it too
+    keep_freed_memory()  # as a run does
     found = {name: PARTS[name](args.rounds, args.clock) for name in args.only}
     if args.json:
         print(json.dumps({"threads": args.threads, "clock": args.clock, **found}))

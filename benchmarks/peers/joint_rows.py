@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from electra_dist.config.schema import RunConfig
+from electra_dist.config.recipes import RECIPES
+from electra_dist.config.schema import BatchConfig, RunConfig
 from electra_dist.data.examples import pack_document
 from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.data.rows import Rows, assemble, assemble_blocks
@@ -24,6 +26,16 @@ NUM_ROWS = 16
 MEAN_SENTENCE, MEDIAN_DOCUMENT = 20, 400
 """Tokens, of made-up documents with log-normal lengths, as those of books and web pages are."""
 MEAN_SHORT = 30
+
+
+def small(*, dropout: float = 0.1) -> RunConfig:
+    """`small` with one micro-batch of 16 rows a step."""
+    config = RECIPES["small"]()
+    model = replace(
+        config.model, vocab_size=30522, hidden_dropout=dropout, attention_dropout=dropout
+    )
+    batch = BatchConfig(global_batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS)
+    return replace(config, model=model, batch=batch)
 
 
 def full_rows(config: RunConfig) -> MicroBatch:

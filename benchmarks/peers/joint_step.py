@@ -1,22 +1,33 @@
 """A joint step of ELECTRA as it is written with transformers: two models, tied, one backward.
 
+As a program it is a peer of its own process, with the settings that PyTorch starts with: it takes a
+step for each line that it reads and answers with the seconds that the step took.
+
 Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from electra_dist.config.schema import RunConfig
-from electra_dist.engine.optim import ElectraAdam, clip_gradients, decay_groups
+from electra_dist.engine.gradients import clip_gradients
+from electra_dist.engine.optim import ElectraAdam, decay_groups
 from electra_dist.engine.protocol import to_batch
 
 CPU = torch.device("cpu")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Joint(nn.Module):
@@ -123,3 +134,25 @@ def runner(config: RunConfig, micro_batches: list[Any], *, gathered: bool) -> Ca
         return total
 
     return step
+
+
+def main() -> None:
+    """Serve steps over the rows that `joint_rows.full_rows` makes."""
+    from benchmarks.peers.joint_rows import full_rows, small
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), required=True)
+    parser.add_argument("--gathered", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config, now = small(), CLOCKS[args.clock]
+    step = runner(config, [full_rows(config)], gathered=args.gathered)
+    for _ in sys.stdin:
+        started = now()
+        step()
+        print(now() - started, flush=True)
+
+
+if __name__ == "__main__":
+    main()

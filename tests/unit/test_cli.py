@@ -53,9 +53,13 @@ HELP = {
         *("--launcher", "--max-restarts", "--time-limit"),
         *("CONFIG.toml", "--recipe", "--out", "--nproc", "--data.corpus", "--engine.zero_stage"),
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
-        *("--init-from", "--keep-moments", "--resume-from"),
+        *("--init-from", "--keep-moments", "--resume-from", "--exclude-bad-nodes"),
     ),
-    "submit": ("slurm", "deepspeed", "mpi", "torchrun"),
+    "submit": ("slurm", "submitit", "deepspeed", "mpi", "torchrun"),
+    "submit submitit": (
+        *("CONFIG.toml", "--recipe", "--out", "--cluster"),
+        *("--nodes", "--gpus-per-node", "--time", "--dry-run"),
+    ),
     "submit slurm": (
         *("CONFIG.toml", "--out", "--cluster", "--nodes", "--gpus-per-node", "--time"),
         *("--chain", "--dry-run", "--test-only"),
