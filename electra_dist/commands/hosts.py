@@ -23,7 +23,7 @@ def submit_deepspeed(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through the deepspeed launcher."""
     from electra_dist.launch.hosts import deepspeed_command
 
-    job = _job(args, overrides, address_needed=args.launcher == "openmpi")
+    job = _job(args, overrides, address_needed=args.launcher in ("openmpi", "slurm"))
     if args.launcher == PDSH and re.search(r"[^\w@%+=:,./-]", str(job.folder)):
         raise UserError(
             f"the folder {str(job.folder)!r} can't be handed to pdsh by deepspeed (it quotes "
@@ -62,7 +62,11 @@ def _job(
     from electra_dist.launch.hostfile import read_hostfile, read_variables, variables_files
     from electra_dist.resilience.resume import resumed_config
 
-    config = files.load(args.config, overrides, recipe=args.recipe)
+    run = args.out.absolute()
+    settled = run / "config.json"  # which pretrain reads too if it is told nothing else
+    is_told = args.config is not None or args.recipe is not None
+    path = args.config if is_told or not settled.is_file() else settled
+    config = files.load(path, overrides, recipe=args.recipe)
     hosts = read_hostfile(args.hostfile)
     num_ranks = sum(host.slots for host in hosts)
     if num_ranks > config.batch.num_micro_batches:
@@ -71,7 +75,6 @@ def _job(
             f"{config.batch.num_micro_batches} micro-batches, one a rank at least; take fewer, or "
             "lower batch.micro_batch_size"
         )
-    run = args.out.absolute()
     resumed_config(config, run)  # refused here and now if it can't go on with RUN
     given = [str(args.config.absolute())] if args.config else []
     given += ["--recipe", args.recipe] if args.recipe else []
