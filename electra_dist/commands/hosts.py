@@ -31,15 +31,15 @@ def submit_deepspeed(args: argparse.Namespace, overrides: list[str]) -> int:
         )
     needs = {PDSH: "pdsh", "slurm": "srun"}.get(args.launcher, "mpirun")
     command = deepspeed_command(job, args.launcher, args.launcher_args)
-    return _run(args, [command], needs=("deepspeed", needs))
+    return _run(args, job, [command], needs=("deepspeed", needs))
 
 
 def submit_mpi(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through Open MPI's mpirun."""
     from electra_dist.launch.hosts import mpirun_command
 
-    command = mpirun_command(_job(args, overrides), args.mpirun_args)
-    return _run(args, [command], needs=("mpirun",))
+    job = _job(args, overrides)
+    return _run(args, job, [mpirun_command(job, args.mpirun_args)], needs=("mpirun",))
 
 
 def submit_torchrun(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,7 +47,7 @@ def submit_torchrun(args: argparse.Namespace, overrides: list[str]) -> int:
     from electra_dist.launch.hosts import torchrun_commands, torchrun_ends
 
     job = _job(args, overrides)
-    return _run(args, torchrun_commands(job), torchrun_ends(job), needs=("ssh",))
+    return _run(args, job, torchrun_commands(job), torchrun_ends(job), needs=("ssh",))
 
 
 def _job(
@@ -109,6 +109,7 @@ def _if_it_resolves(name: str) -> str | None:
 
 def _run(
     args: argparse.Namespace,
+    job: HostsJob,
     commands: list[list[str]],
     ends: Sequence[Sequence[str]] = (),
     *,
@@ -126,6 +127,8 @@ def _run(
     # Not the families of names: OMPI_MCA_* and SLURM_* are for mpirun and srun.
     stale = {name for name in LAUNCHER_VARIABLES if not name.startswith("SLURM_")}
     environ = {name: value for name, value in os.environ.items() if name not in stale}
+    if job.master_addr:  # srun hands on what is here; the others have it in their words
+        environ |= {"MASTER_ADDR": job.master_addr, "MASTER_PORT": str(job.master_port)}
     # deepspeed and mpirun of this environment, and what they start by name.
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', '')}"
     environ.setdefault("PDSH_SSH_ARGS_APPEND", " ".join(ALIVE))
