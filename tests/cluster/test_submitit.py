@@ -42,7 +42,7 @@ def reach(site: Site, run: Path, step: int) -> None:
 def finished(site: Site, job: str, run: Path) -> None:
     """COMPLETED, and the calm run's twin."""
     states = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
-    state = site.lab.wait_for(job, states, 400.0)["JobState"]
+    state = site.lab.wait_for(job, states, 600.0)["JobState"]
     assert state == "COMPLETED", words_of(site, run)
     assert_same_weights(run, site.calm(2))
     assert numbers(run) == numbers(site.calm(2))
