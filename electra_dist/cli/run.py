@@ -14,11 +14,11 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
   --data.blend CORPUS 3 CORPUS 1    --data.num_lanes 1              --data.skips FIRST LAST ...
   --batch.global_batch_size 128     --batch.micro_batch_size 32
   --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
-  --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.clip_norm 1.0
-  --objective.name electra|mlm      --objective.mask_prob 0.15      --objective.disc_weight 50
+  --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.name lamb|adamw|...
+  --objective.name electra|mlm|...  --objective.mask_prob 0.15      --objective.disc_weight 50
   --model.hidden_size 256           --model.num_layers 12           --model.generator_hidden_size 64
-  --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.precision fp32|bf16
-  --engine.deepspeed_config JSON    --engine.threads_per_rank N
+  --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.threads_per_rank N
+  --engine.deepspeed_config JSON    --engine.precision fp32|bf16|fp16
   --checkpoint.every_steps 1000     --checkpoint.keep_last 3
   --metrics.log_every 10            --metrics.eval_every 1000       --seed 0
   --resilience.max_restarts 3       --resilience.min_world_size N

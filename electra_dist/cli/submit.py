@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from electra_dist.cli.hosts import add_hosts
 from electra_dist.cli.parser import Handler, command, group
 from electra_dist.commands import submit
 
 
 def add_submit(parent: Any) -> None:
     """Declare `submit` and `requeue`."""
-    words = group(parent, "submit", "hand a run to a cluster's scheduler")
+    words = group(
+        parent, "submit", "run on a cluster: through its scheduler, or on the hosts of a hostfile"
+    )
     slurm = _to_a_cluster(words, "slurm", submit.submit_slurm)
     slurm.add_argument(
         "--chain", type=int, default=1, metavar="N", help="N jobs, each after the one before"
     )
     slurm.add_argument("--test-only", action="store_true", help="let Slurm check it, run nothing")
+    add_hosts(words)
     _to_a_cluster(
         words, "submitit", submit.submit_submitit, or_else="; local: this machine, M ranks"
     )

@@ -53,17 +53,19 @@ def evaluate(run: Run) -> dict[str, float] | None:
     for number in range(num_passes):
         start = mine[number] if number < len(mine) else starts[-1]
         batch = _batch(frozen, start, min(start + micro, num_rows)).to(run.engine.device)
+        batch = batch._replace(step=run.state.step)  # a temperature may be annealed
         own = run.engine.evaluate(batch)
         unigram = run.engine.evaluate(
             batch._replace(sampled_ids_BN=_to_tensor(frozen["unigram_ids"], start, batch))
         )
         if number < len(mine):
-            generator_parts.append(_generator_answers(batch, own))
+            if own.generator_log_probs_BNV is not None:
+                generator_parts.append(_generator_answers(batch, own))
             if own.discriminator_logits_BL is not None:
                 judged_parts["own"].append(_judge(batch, own))
                 judged_parts["unigram"].append(_judge(batch, unigram))
     answers = np.concatenate(gather(run.control, _joined(generator_parts, (0, 5))))
-    panel = generator_metrics(answers, run.unigram_log_probs)
+    panel = generator_metrics(answers, run.unigram_log_probs) if len(answers) else {}
     for corruption, parts in judged_parts.items():
         flat = gather(run.control, _joined([np.stack(p, axis=1) for p in parts], (0, 3)))
         columns = np.concatenate(flat)
@@ -93,23 +95,29 @@ def generator_metrics(answers: FloatArray, unigram_log_probs: FloatArray) -> dic
 
 
 def discriminator_metrics(judged: Judged) -> dict[str, float]:
-    """Loss, accuracy, precision and recall over real tokens; AUC and AP over selected ones too."""
+    """Loss, accuracy, precision, recall, AUC and AP over real tokens, and over selected ones only.
+
+    All that is replaced was selected, so the recall is the same over both; precision over selected
+    tokens forgives every false alarm elsewhere.
+    """
     from sklearn.metrics import average_precision_score, roc_auc_score  # 1 s, not at every start
 
-    logits, labels = judged.logits, judged.labels
-    called = logits > 0
-    hits = float((called & labels).sum())
-    metrics = {
+    metrics = {}
+    for name, mask in (("", np.ones_like(judged.labels)), ("_selected", judged.selected)):
+        logits, labels = judged.logits[mask], judged.labels[mask]
+        if not len(labels):
+            continue
+        called = logits > 0
+        hits = float((called & labels).sum())
         # softplus of the logit with the label's sign: the binary cross-entropy, without overflow.
-        "disc_loss": float(np.logaddexp(0.0, np.where(labels, -logits, logits)).mean()),
-        "disc_accuracy": float((called == labels).mean()),
-        "disc_precision": hits / max(1.0, float(called.sum())),
-        "disc_recall": hits / max(1.0, float(labels.sum())),
-    }
-    for name, mask in (("", np.ones_like(labels)), ("_selected", judged.selected)):
-        if 0 < labels[mask].sum() < mask.sum():
-            metrics[f"disc_auc{name}"] = float(roc_auc_score(labels[mask], logits[mask]))
-            metrics[f"disc_ap{name}"] = float(average_precision_score(labels[mask], logits[mask]))
+        losses = np.logaddexp(0.0, np.where(labels, -logits, logits))
+        metrics[f"disc_loss{name}"] = float(losses.mean())
+        metrics[f"disc_accuracy{name}"] = float((called == labels).mean())
+        metrics[f"disc_precision{name}"] = hits / max(1.0, float(called.sum()))
+        metrics[f"disc_recall{name}"] = hits / max(1.0, float(labels.sum()))
+        if 0 < labels.sum() < len(labels):
+            metrics[f"disc_auc{name}"] = float(roc_auc_score(labels, logits))
+            metrics[f"disc_ap{name}"] = float(average_precision_score(labels, logits))
     return metrics
 
 
@@ -159,6 +167,7 @@ def _generator_answers(batch: Batch, losses: Losses) -> Array:
     """A row a used masked slot: loss, argmax right, sample right, original id, sampled id."""
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
     log_probs_BNV = losses.generator_log_probs_BNV
+    assert log_probs_BNV is not None
     loss_BN = -log_probs_BNV.gather(-1, originals_BN.unsqueeze(-1)).squeeze(-1)
     columns = (
         loss_BN,

@@ -55,7 +55,7 @@ HELP = {
         *("--batch.global_batch_size", "--checkpoint.every_steps", "--seed", "config docs"),
         *("--init-from", "--keep-moments", "--resume-from", "--exclude-bad-nodes"),
     ),
-    "submit": ("slurm", "submitit"),
+    "submit": ("slurm", "submitit", "deepspeed", "mpi", "torchrun"),
     "submit submitit": (
         *("CONFIG.toml", "--recipe", "--out", "--cluster"),
         *("--nodes", "--gpus-per-node", "--time", "--dry-run"),
@@ -64,6 +64,9 @@ HELP = {
         *("CONFIG.toml", "--out", "--cluster", "--nodes", "--gpus-per-node", "--time"),
         *("--chain", "--dry-run", "--test-only"),
     ),
+    "submit deepspeed": ("--hostfile", "--launcher", "--launcher-args", "--master-addr", "--out"),
+    "submit mpi": ("--hostfile", "--mpirun-args", "--master-port", "--dry-run"),
+    "submit torchrun": ("CONFIG.toml", "--recipe", "--hostfile", "--master-addr", "--dry-run"),
     "requeue": ("RUN", "--after-attempt", "--signals", "--code", "--max-fruitless"),
     "doctor": ("--shared", "--ranks", "--seconds", "--verdict", "--json"),
     "stop": ("RUN",),

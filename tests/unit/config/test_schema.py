@@ -16,7 +16,8 @@ INF, NAN = float("inf"), float("nan")
 POSITIVE = {
     "model": "num_layers hidden_size embedding_size generator_num_layers generator_hidden_size "
     "vocab_size max_position_embeddings type_vocab_size layer_norm_eps initializer_range",
-    "objective": "mask_prob temperature",
+    "objective": "mask_prob mask_prob_end mask_prob_anneal_steps temperature temperature_end "
+    "temperature_anneal_steps",
     "data": "shuffle_block_size shuffle_window_blocks num_lanes",
     "batch": "global_batch_size micro_batch_size",
     "optim": "learning_rate eps clip_norm",
@@ -30,7 +31,7 @@ POSITIVE = {
 }
 SHARES = {
     "model": "hidden_dropout attention_dropout",
-    "objective": "mask_prob",
+    "objective": "mask_prob mask_prob_end",
     "optim": "beta1 beta2 weight_decay",
 }
 IMPOSSIBLE: list[tuple[str, Any, str]] = [
@@ -124,10 +125,11 @@ def test_a_row_must_fit_the_position_table() -> None:
 
 
 def test_combinations_that_compute_wrongly_are_refused() -> None:
-    with pytest.raises(UserError, match=r"engine\.precision = 'bf16'.*fp32 only"):
-        schema.EngineConfig(kind="reference", precision="bf16")
-    with pytest.raises(UserError, match=r"engine\.precision = 'bf16'.*zero_stage 1, 2 or 3"):
-        schema.EngineConfig(zero_stage=0, precision="bf16")
+    for precision in ("bf16", "fp16"):
+        words = rf"engine\.precision = '{precision}'.*zero_stage 1, 2 or 3 for {precision}"
+        with pytest.raises(UserError, match=words):
+            schema.EngineConfig(zero_stage=0, precision=precision)  # type: ignore[arg-type]
+        schema.EngineConfig(kind="reference", zero_stage=0, precision=precision)  # type: ignore[arg-type]
 
 
 def test_the_last_step_is_the_earlier_of_two() -> None:
