@@ -15,7 +15,7 @@ H heads, L positions; V vocabulary; P parameters; W ranks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from electra_dist.config.accounting import Tower, parameter_shapes, towers, vocab_size
@@ -220,6 +220,8 @@ def memory_of_rank(
     )
     stages = activation_stages(config, device)
     gradients, activations = _fullest(config, stages, held, is_first_pass=num_passes == 1)
+    if config.optim.name == "lamb":  # holds a shard's whole update until it knows the norms
+        held = replace(held, update=held.update + held.optimizer // NUM_MOMENTS)
     buckets, during_update = held.buckets, held.gradients + held.update
     if during_update > gradients + activations + buckets:
         # Little was computed at once: the update is the fullest moment.
@@ -253,15 +255,20 @@ class _Held:
 
 
 def _replicated(config: RunConfig, world_size: int) -> _Held:
-    """The reference engine: everything on every rank, gradients summed in one flat tensor."""
+    """The reference engine: everything on every rank, gradients summed in one flat tensor.
+
+    In half precision the model computes with copies, whose gradients are added to fp32 ones.
+    """
     total = sum(map(math.prod, parameter_shapes(config).values()))
+    size = element_bytes(config)
+    copies = 0 if size == FP32 else size * total
     return _Held(
         num_parameters=total,
-        weights=FP32 * total,
+        weights=FP32 * total + copies,
         optimizer=FP32 * NUM_MOMENTS * total,
         gradients=FP32 * total,
-        as_they_come=True,
-        update=FP32 * total if world_size > 1 else 0,
+        as_they_come=copies == 0,
+        update=max(copies, FP32 * total if world_size > 1 else 0),
     )
 
 
