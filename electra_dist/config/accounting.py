@@ -3,8 +3,8 @@
 `parameter_shapes` is the one description of the joint module outside the module itself: counts,
 memory (`config.memory`), traffic (`config.traffic`) and checkpoint sizes (`launch.plan`) follow
 from it, and tests hold it against the built module, name by name. Who changes a tower in
-`model/` changes it here: `_layer_shapes` and `parameter_shapes` for weights, `_layer_products` and
-`_head_products` for matrix products.
+`model/` changes it here: `towers` for what there is, `_layer_shapes`, `_head_shapes` and
+`parameter_shapes` for weights, `_layer_products` and `_head_products` for matrix products.
 
 Letters: L positions of a row, V vocabulary, E embedding width, D width of a tower.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from electra_dist.config.schema import ModelConfig, RunConfig
 
@@ -24,6 +24,9 @@ TINY_VOCAB_SIZE = 8192
 
 OBJECTIVES_OF_ONE_TOWER = ("mlm",)
 """Objectives without a discriminator: their one tower has the discriminator's size."""
+OBJECTIVES_WITHOUT_GENERATOR = ("uniform_generator",)
+OBJECTIVES_OF_CAUSAL_TOWERS = ("electric",)
+"""Objectives whose generator is two encoders, with logits at every position."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -37,11 +40,22 @@ class Tower:
     num_layers: int
     width: int
     num_heads: int
+    embedding_size: int
+    """Width of the tables that it reads."""
+    encoders: tuple[str, ...] = ("encoder",)
+    """Names of its encoders, all of this size; from the joint module's root where one is shared."""
+    num_forwards: int = 1
+    """Forward passes a step and row: 2 where replacements are sampled in one of their own."""
 
     @property
     def makes_logits(self) -> bool:
         """Over the vocabulary, at masked slots; else one a position."""
         return self.name == "generator"
+
+    @property
+    def makes_logits_everywhere(self) -> bool:
+        """Over the vocabulary, at all positions (electric)."""
+        return self.makes_logits and len(self.encoders) > 1
 
 
 def vocab_size(config: RunConfig) -> int:
@@ -53,37 +67,64 @@ def vocab_size(config: RunConfig) -> int:
 
 def towers(config: RunConfig) -> list[Tower]:
     """The towers of the joint module, in the order in which they run."""
-    model = config.model
-    large = {
-        "num_layers": model.num_layers,
-        "width": model.hidden_size,
-        "num_heads": model.num_heads,
-    }
-    if config.objective.name in OBJECTIVES_OF_ONE_TOWER:
-        return [Tower(name="generator", **large)]
+    model, objective = config.model, config.objective
+    discriminator = Tower(
+        name="discriminator",
+        num_layers=model.num_layers,
+        width=model.hidden_size,
+        num_heads=model.num_heads,
+        embedding_size=model.embedding_size,
+    )
+    if objective.name in OBJECTIVES_OF_ONE_TOWER:
+        return [replace(discriminator, name="generator")]
+    if objective.name in OBJECTIVES_WITHOUT_GENERATOR:
+        return [discriminator]
+    num_forwards = 1 if objective.sampling_dropout else 2
+    if not model.untied_generator:
+        return [replace(discriminator, name="generator", num_forwards=num_forwards), discriminator]
     generator = Tower(
         name="generator",
         num_layers=model.generator_num_layers,
         width=model.generator_hidden_size,
         num_heads=model.generator_num_heads,
+        embedding_size=(
+            model.generator_hidden_size
+            if model.untied_generator_embeddings
+            else model.embedding_size
+        ),
+        encoders=(
+            ("left_to_right", "right_to_left")
+            if objective.name in OBJECTIVES_OF_CAUSAL_TOWERS
+            else ("encoder",)
+        ),
+        num_forwards=num_forwards,
     )
-    return [generator, Tower(name="discriminator", **large)]
+    return [generator, discriminator]
 
 
 # ------------------------------------------------------------------------------------- parameters
 
 
 def parameter_shapes(config: RunConfig) -> Shapes:
-    """Shape of every parameter of `JointElectra(config)`, in its order; tied tables stand once."""
+    """Shape of every parameter of `JointElectra(config)`, in its order; what is shared stands once.
+
+    What the towers share stands at the root.
+    """
     model, rows = config.model, vocab_size(config)
-    shapes: Shapes = {
-        "embeddings.word.weight": (rows, model.embedding_size),
-        "embeddings.position.weight": (model.max_position_embeddings, model.embedding_size),
-        "embeddings.token_type.weight": (model.type_vocab_size, model.embedding_size),
-        **_named("embeddings.layer_norm", _norm(model.embedding_size)),
-    }
+    shapes = _named("embeddings", _embedding_shapes(model, model.embedding_size, rows))
+    if not model.untied_generator:
+        shapes |= _named("encoder", _encoder_shapes(towers(config)[-1]))
     for tower in towers(config):
-        shapes |= _named(tower.name, _tower_shapes(model, tower, rows))
+        own: Shapes = {}
+        if tower.makes_logits and model.untied_generator_embeddings:
+            own |= _named("embeddings", _embedding_shapes(model, tower.embedding_size, rows))
+        if not tower.makes_logits and model.embedding_sharing == "gradient_disentangled":
+            difference = _embedding_shapes(model, model.embedding_size, rows)
+            own |= _named("embeddings.difference", difference)
+        if model.untied_generator:
+            for encoder in tower.encoders:
+                own |= _named(encoder, _encoder_shapes(tower))
+        shapes |= _named(tower.name, own | _named("head", _head_shapes(tower, rows)))
     return shapes
 
 
@@ -91,12 +132,17 @@ def num_parameters(config: RunConfig) -> dict[str, int]:
     """Unique trainable parameters: `joint`, and `discriminator` with tables and head.
 
     Where the objective has no discriminator, its one tower is the product and stands for it.
+    Differences from shared tables are merged into them in the product, and not counted there.
     """
     shapes = parameter_shapes(config)
-    product = ("embeddings.", f"{towers(config)[-1].name}.")
+    product = ("embeddings.", "encoder.", f"{towers(config)[-1].name}.")
     return {
         "joint": sum(map(math.prod, shapes.values())),
-        "discriminator": sum(math.prod(s) for n, s in shapes.items() if n.startswith(product)),
+        "discriminator": sum(
+            math.prod(shape)
+            for name, shape in shapes.items()
+            if name.startswith(product) and ".difference." not in name
+        ),
     }
 
 
@@ -105,22 +151,34 @@ def is_decayed(name: str) -> bool:
     return not (name.endswith("bias") or "layer_norm" in name)
 
 
-def _tower_shapes(model: ModelConfig, tower: Tower, rows: int) -> Shapes:
+def _embedding_shapes(model: ModelConfig, width: int, rows: int) -> Shapes:
+    return {
+        "word.weight": (rows, width),
+        "position.weight": (model.max_position_embeddings, width),
+        "token_type.weight": (model.type_vocab_size, width),
+        **_named("layer_norm", _norm(width)),
+    }
+
+
+def _encoder_shapes(tower: Tower) -> Shapes:
     shapes: Shapes = {}
-    if model.embedding_size != tower.width:
-        project = _linear(model.embedding_size, tower.width)
-        shapes |= _named("encoder.embeddings_project", project)
+    if tower.embedding_size != tower.width:
+        shapes |= _named("embeddings_project", _linear(tower.embedding_size, tower.width))
     for number in range(tower.num_layers):
-        shapes |= _named(f"encoder.layers.{number}", _layer_shapes(tower.width))
+        shapes |= _named(f"layers.{number}", _layer_shapes(tower.width))
+    return shapes
+
+
+def _head_shapes(tower: Tower, rows: int) -> Shapes:
     if tower.makes_logits:
+        width = len(tower.encoders) * tower.width
         return {
-            **shapes,
-            "head.bias": (rows,),
-            **_named("head.dense", _linear(tower.width, model.embedding_size)),
-            **_named("head.layer_norm", _norm(model.embedding_size)),
+            "bias": (rows,),
+            **_named("dense", _linear(width, tower.embedding_size)),
+            **_named("layer_norm", _norm(tower.embedding_size)),
         }
-    shapes |= _named("head.dense", _linear(tower.width, tower.width))
-    return shapes | _named("head.out", _linear(tower.width, 1))
+    dense = _named("dense", _linear(tower.width, tower.width))
+    return dense | _named("out", _linear(tower.width, 1))
 
 
 def _layer_shapes(width: int) -> Shapes:
@@ -162,17 +220,20 @@ def flops_of_row(config: RunConfig) -> int:
     """Training FLOPs of one full row, usual convention: what MFU is computed from.
 
     Matrix products alone, two FLOPs a multiply-add; backward costs two forwards; tables are looked
-    up and not multiplied; logits are made at `max_masked` slots. Recomputation (activation
-    checkpointing) is no model FLOP.
+    up and not multiplied; logits are made at `max_masked` slots (electric: at all positions).
+    Recomputation (activation checkpointing) is no model FLOP; a forward pass of its own for
+    sampling is.
     """
-    length, model = config.data.sequence_length, config.model
+    length = config.data.sequence_length
     products = 0
     for tower in towers(config):
-        if model.embedding_size != tower.width:
-            products += length * model.embedding_size * tower.width
-        products += tower.num_layers * sum(_layer_products(tower.width, length))
-        products += sum(_head_products(config, tower))
-    return 3 * 2 * products
+        forward = sum(_head_products(config, tower))
+        for _ in tower.encoders:
+            if tower.embedding_size != tower.width:
+                forward += length * tower.embedding_size * tower.width
+            forward += tower.num_layers * sum(_layer_products(tower.width, length))
+        products += (tower.num_forwards + 2) * forward
+    return 2 * products
 
 
 def _layer_products(width: int, length: int) -> Iterator[int]:
@@ -186,8 +247,11 @@ def _layer_products(width: int, length: int) -> Iterator[int]:
 
 def _head_products(config: RunConfig, tower: Tower) -> Iterator[int]:
     if tower.makes_logits:
-        slots, embedding = config.max_masked, config.model.embedding_size
-        yield slots * tower.width * embedding
+        embedding = tower.embedding_size
+        slots = config.max_masked
+        if tower.makes_logits_everywhere:
+            slots = config.data.sequence_length
+        yield slots * len(tower.encoders) * tower.width * embedding
         yield slots * embedding * vocab_size(config)
     else:
         yield config.data.sequence_length * tower.width * tower.width
@@ -207,21 +271,24 @@ def google_flops_of_row(config: RunConfig) -> float:
     operation counts; the LayerNorm after attention counts once a position, not once an element (a
     slip of the original that its published numbers contain).
     """
-    length, embedding = config.data.sequence_length, config.model.embedding_size
-    rows = vocab_size(config)
+    length, rows = config.data.sequence_length, vocab_size(config)
     total = 0.0
     for tower in towers(config):
-        width = tower.width
-        look_up = 2 * embedding * (rows + length + 2) + 2 * embedding
-        look_up += (_LAYER_NORM + _DROPOUT) * embedding
-        if embedding != width:
-            look_up += 2 * width * embedding + width
-        total += look_up + tower.num_layers * _google_layer(width, tower.num_heads, length)
+        width, embedding = tower.width, tower.embedding_size
+        forward = 2.0 * embedding * (rows + length + 2) + 2 * embedding
+        forward += (_LAYER_NORM + _DROPOUT) * embedding
+        for _ in tower.encoders:
+            if embedding != width:
+                forward += 2 * width * embedding + width
+            forward += tower.num_layers * _google_layer(width, tower.num_heads, length)
         if tower.makes_logits:
-            hidden = 2 * width * embedding + embedding + (_ACTIVATION + _LAYER_NORM) * embedding
-            total += _OUTPUT_FRACTION * (2 * embedding * rows + hidden + (_SOFTMAX + 2) * rows)
+            inputs = len(tower.encoders) * width
+            hidden = 2 * inputs * embedding + embedding + (_ACTIVATION + _LAYER_NORM) * embedding
+            share = 1.0 if tower.makes_logits_everywhere else _OUTPUT_FRACTION
+            forward += share * (2 * embedding * rows + hidden + (_SOFTMAX + 2) * rows)
         else:
-            total += 2 * width * width + width + _ACTIVATION * width + 2 * width
+            forward += 2 * width * width + width + _ACTIVATION * width + 2 * width
+        total += forward * (tower.num_forwards + 1) / 2
     return 2.0 * length * total
 
 

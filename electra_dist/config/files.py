@@ -53,6 +53,10 @@ FORKABLE_FIELDS = (
     "objective.gen_weight",
     "objective.disc_weight",
     "objective.temperature",
+    "objective.temperature_end",
+    "objective.temperature_anneal_steps",
+    "objective.disallow_correct",
+    "objective.sampling_dropout",
     "model.hidden_dropout",
     "model.attention_dropout",
 )

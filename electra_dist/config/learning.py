@@ -23,6 +23,12 @@ class ModelConfig:
     """Transformer layers of the generator; ELECTRA keeps all of them and narrows the width."""
     generator_hidden_size: int = 64
     """Width of the generator: 1/4 of the discriminator's in small and large, 1/3 in base."""
+    untied_generator: bool = True
+    """False: one transformer is both towers; generator_num_layers and _hidden_size are not read."""
+    untied_generator_embeddings: bool = False
+    """True: the generator has tables of its own, as wide as itself, and no projection."""
+    embedding_sharing: Literal["tied", "gradient_disentangled"] = "tied"
+    """gradient_disentangled: the discriminator reads stop_gradient(the tables) + a difference."""
     vocab_size: int | None = None
     """Rows of the word table. Left out, it is the corpus's; a value unlike that is refused."""
     max_position_embeddings: int = 512
@@ -91,11 +97,17 @@ class ObjectiveConfig:
     """What is learnt from a batch (algorithm: sections 3 to 5)."""
 
     name: str = "electra"
-    """Key of model.objectives.OBJECTIVES: electra, or mlm (BERT on this data, no discriminator)."""
+    """Key of model.objectives.OBJECTIVES: electra, mlm, electric or uniform_generator."""
     mask_prob: float = 0.15
     """Share of a row's tokens that is selected for masking."""
+    mask_prob_end: float | None = None
+    """Share after mask_prob_anneal_steps, linear in between; left out, it stays at mask_prob."""
+    mask_prob_anneal_steps: int | None = None
+    """Steps from mask_prob to mask_prob_end; a row's step is its position / global_batch_size."""
     masking: Literal["token", "whole_word", "span"] = "token"
     """What is drawn to be masked: tokens, whole words or runs of tokens; the count is the same."""
+    mask_sampling: Literal["without_replacement", "google"] = "without_replacement"
+    """google draws with replacement: some positions come twice and get the mean of two samples."""
     mean_span_length: float = 3.0
     """Tokens in a run on average, for masking = "span"."""
     gen_weight: float = 1.0
@@ -104,10 +116,44 @@ class ObjectiveConfig:
     """Weight of the discriminator's replaced-token loss."""
     temperature: float = 1.0
     """Divides the generator's logits before a replacement is sampled."""
+    temperature_end: float | None = None
+    """Temperature after temperature_anneal_steps, linear in between; left out, it stays."""
+    temperature_anneal_steps: int | None = None
+    """Steps from temperature to temperature_end."""
+    disallow_correct: bool = False
+    """True: the original is left out of what a replacement is sampled from."""
+    sampling_dropout: bool = True
+    """False: replacements come from a second pass of the generator, without dropout."""
 
     def __post_init__(self) -> None:
-        require_positive("objective", mask_prob=self.mask_prob, temperature=self.temperature)
+        require_positive(
+            "objective",
+            mask_prob=self.mask_prob,
+            mask_prob_end=self.mask_prob_end,
+            mask_prob_anneal_steps=self.mask_prob_anneal_steps,
+            temperature=self.temperature,
+            temperature_end=self.temperature_end,
+            temperature_anneal_steps=self.temperature_anneal_steps,
+        )
         require_share("objective", mask_prob=self.mask_prob)
+        if self.mask_prob_end is not None:
+            require_share("objective", mask_prob_end=self.mask_prob_end)
+        for name in ("mask_prob", "temperature"):
+            end, steps = getattr(self, f"{name}_end"), getattr(self, f"{name}_anneal_steps")
+            require(
+                (end is None) == (steps is None),
+                f"objective.{name}_end",
+                end,
+                f"does not go with objective.{name}_anneal_steps = {steps!r}",
+                "give both, or leave both out",
+            )
+        require(
+            self.mask_sampling == "without_replacement" or self.masking == "token",
+            "objective.mask_sampling",
+            self.mask_sampling,
+            f"draws tokens, not what objective.masking = {self.masking!r} says",
+            "use without_replacement",
+        )
         require(
             1 <= self.mean_span_length < math.inf,
             "objective.mean_span_length",
@@ -124,6 +170,18 @@ class ObjectiveConfig:
                 "must be 0 or more and finite",
                 "use 0 to turn it off",
             )
+
+    @property
+    def largest_mask_prob(self) -> float:
+        """At any step: what the masked slots of a row are counted for."""
+        return max(self.mask_prob, self.mask_prob_end or 0.0)
+
+    def temperature_at(self, step: int) -> float:
+        """Temperature of update `step`, counted from 0."""
+        if self.temperature_end is None or self.temperature_anneal_steps is None:
+            return self.temperature
+        share = min(1.0, step / self.temperature_anneal_steps)
+        return self.temperature + (self.temperature_end - self.temperature) * share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,27 +71,30 @@ class Stage:
     """On top of what is still kept, at the fullest moment of its backward pass."""
     gradients: int = 0
     """Of its own weights."""
-    makes_table_gradient: bool = False
-    """Whether its backward pass makes a dense gradient of the shared word table."""
+    table_gradient: int = 0
+    """Of the word table that its backward pass makes a dense gradient of."""
 
 
 def activation_stages(config: RunConfig, device: Device) -> list[Stage]:
     """The stages of a pass of the joint module over one micro-batch, in forward order."""
     stages = []
-    shapes = parameter_shapes(config)
+    shapes, size = parameter_shapes(config), element_bytes(config)
     for tower in towers(config):
-        parameters = {
-            name.removeprefix(f"{tower.name}."): math.prod(shape)
-            for name, shape in shapes.items()
-            if name.startswith(tower.name)
-        }
-        size = element_bytes(config)
-        project, layer, head = (
-            size * sum(n for name, n in parameters.items() if name.startswith(prefix))
-            for prefix in ("encoder.embeddings_project", "encoder.layers.0.", "head.")
+        # An encoder of its own stands under the tower's name, a shared one at the root.
+        encoder = (
+            f"{tower.name}.{tower.encoders[0]}" if config.model.untied_generator else "encoder"
         )
-        stages.append(_embeddings(config, tower, device, project))
-        stages += [_layer(config, tower, device, layer)] * tower.num_layers
+        project, layer, head = (
+            size * sum(math.prod(s) for name, s in shapes.items() if name.startswith(prefix))
+            for prefix in (
+                f"{encoder}.embeddings_project",
+                f"{encoder}.layers.0.",
+                f"{tower.name}.head.",
+            )
+        )
+        num_encoders = len(tower.encoders)
+        stages.append(_embeddings(config, tower, device, num_encoders * project))
+        stages += [_layer(config, tower, device, layer)] * (num_encoders * tower.num_layers)
         stages.append(_head(config, tower, head))
     return stages
 
@@ -102,13 +105,15 @@ def element_bytes(config: RunConfig) -> int:
 
 
 def _embeddings(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
-    width, tokens = config.model.embedding_size, _tokens(config)
+    width, tokens = tower.embedding_size, _tokens(config)
     elements = width  # sum of the three tables: LayerNorm's input
-    elements += width  # dropped: the input of the projection or the first layer
-    elements += tower.width if tower.width != width else 0  # projected
+    elements += width  # dropped: the input of the projections or the first layers
+    elements += len(tower.encoders) * tower.width if tower.width != width else 0  # projected
     kept = elements * element_bytes(config) + 2 * FP32  # mean and deviation
     kept += width * _mask_bytes(config, device, config.model.hidden_dropout)
-    return Stage(kept=tokens * kept, gradients=gradients, makes_table_gradient=True)
+    return Stage(
+        kept=tokens * kept, gradients=gradients, table_gradient=_table_bytes(config, tower)
+    )
 
 
 def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
@@ -148,14 +153,37 @@ def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:
         tokens = _tokens(config)
         return Stage(kept=tokens * kept, backward=tokens * tower.width * size, gradients=gradients)
     slots, logits = config.batch.micro_batch_size * config.max_masked, vocab_size(config)
-    kept = (tower.width + 3 * config.model.embedding_size) * size + 2 * FP32
-    kept += 2 * logits * FP32  # probabilities; their logarithms, which evaluation reads
+    everywhere = tower.makes_logits_everywhere
+    places = _tokens(config) if everywhere else slots
+    inputs = len(tower.encoders) * tower.width
+    kept = places * ((inputs + 3 * tower.embedding_size) * size + 2 * FP32)
+    kept += places * logits * FP32  # probabilities
+    kept += slots * logits * FP32  # their logarithms at masked slots, which evaluation reads
+    forward = places * logits * size  # the logits themselves
+    if everywhere:
+        forward += (places + slots) * logits * FP32  # all logarithms; a copy to sample from
     return Stage(
-        kept=slots * kept,
-        forward=slots * logits * size,  # the logits themselves
+        kept=kept,
+        forward=max(forward, slots * logits * _sampling_bytes(config)),
         gradients=gradients,
-        makes_table_gradient=True,
+        table_gradient=_table_bytes(config, tower),
     )
+
+
+def _sampling_bytes(config: RunConfig) -> int:
+    """Beside probabilities and their logarithms, an id and slot, while replacements are drawn."""
+    objective, copies = config.objective, 0
+    if objective.disallow_correct:
+        copies = 3  # without the original; over the temperature; their softmax
+    elif (objective.temperature, objective.temperature_end) != (1.0, None):
+        copies = 2
+    if objective.sampling_dropout:
+        return copies * FP32
+    return (2 + copies) * FP32 + element_bytes(config)  # of a second pass, with its logits
+
+
+def _table_bytes(config: RunConfig, tower: Tower) -> int:
+    return element_bytes(config) * vocab_size(config) * tower.embedding_size
 
 
 def _tokens(config: RunConfig) -> int:
@@ -283,12 +311,10 @@ def _fullest(
     config: RunConfig, stages: list[Stage], held: _Held, *, is_first_pass: bool
 ) -> tuple[int, int]:
     """Bytes of gradients and of activations when their sum is largest, in a rank's last pass."""
-    size = element_bytes(config)
-    table = size * vocab_size(config) * config.model.embedding_size
     batch = BATCH_BYTES_A_TOKEN * _tokens(config)
     # The results of the pass before live until this one's are there.
     earlier = 0
-    if not is_first_pass:
+    if not is_first_pass and any(tower.makes_logits for tower in towers(config)):
         earlier = FP32 * config.batch.micro_batch_size * config.max_masked * vocab_size(config)
     before = 0 if is_first_pass else held.gradients
     kept, moments = batch, []
@@ -297,7 +323,7 @@ def _fullest(
         kept += stage.kept
     grown = before
     for stage in reversed(stages):
-        own = stage.gradients + (table if stage.makes_table_gradient else 0)
+        own = stage.gradients + stage.table_gradient
         if held.as_they_come and is_first_pass:
             grown = min(held.gradients, grown + own)
             moments.append((grown, kept + stage.backward))

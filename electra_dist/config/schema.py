@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from electra_dist.config.checks import require
+from electra_dist.config.combinations import check_towers
 from electra_dist.config.feeding import MAX_BLEND_WEIGHT, BatchConfig, DataConfig
 from electra_dist.config.learning import (
     ModelConfig,
@@ -85,8 +86,12 @@ class RunConfig:
             f"is longer than model.max_position_embeddings = {self.model.max_position_embeddings}",
             f"raise model.max_position_embeddings to {self.data.sequence_length}",
         )
+        check_towers(self.model, self.objective)
 
     @property
     def max_masked(self) -> int:
-        """Masked slots of a row: N = int((p + 0.005) L), as google-research/electra counts them."""
-        return max(1, int((self.objective.mask_prob + 0.005) * self.data.sequence_length))
+        """Masked slots of a row: N = int((p + 0.005) L), as google-research/electra counts them.
+
+        With a schedule of the mask probability p is the largest.
+        """
+        return max(1, int((self.objective.largest_mask_prob + 0.005) * self.data.sequence_length))

@@ -8,7 +8,11 @@ A function of (seed, position) and of the row. Which tokens are drawn is `object
   that their lengths are geometric.
 
 The count is the same for all. Words and spans never reach over a special token; the last one that
-is selected may be cut at its end, so that the count is exact.
+is selected may be cut at its end, so that the count is exact. It may follow a schedule: a row's
+share is then a function of its position too, whose step is position // samples a step.
+
+`mask_sampling = "google"` draws tokens with replacement, as google-research/electra does: a
+position may come twice and then holds two of the row's k slots.
 
 Shapes: B rows, L positions, N masked slots of a row.
 """
@@ -22,7 +26,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from electra_dist.config.schema import RunConfig
 from electra_dist.data.hashing import mix32, mix64
+from electra_dist.data.store import SpecialIds
 from electra_dist.runtime.keys import fold
 
 MASK_TOKEN_SHARE = 0.85
@@ -51,6 +57,41 @@ class MaskRule:
     """What is drawn: token, whole_word or span."""
     mean_span_length: float = 3.0
     """Tokens of a span, at least 1."""
+    with_replacement: bool = False
+    """Draw each slot's token by itself."""
+    mask_prob_end: float | None = None
+    """Share after `anneal_steps`, linear in between; None: it stays at `mask_prob`."""
+    anneal_steps: int = 1
+    """Steps from `mask_prob` to `mask_prob_end`."""
+    samples_a_step: int = 1
+    """Positions that make a step of the schedule."""
+
+    @classmethod
+    def of(cls, config: RunConfig, special: SpecialIds) -> MaskRule:
+        """The rule of a run over a corpus with these special ids."""
+        objective = config.objective
+        return cls(
+            seed=config.seed,
+            mask_prob=objective.mask_prob,
+            max_masked=config.max_masked,
+            mask_id=special.mask,
+            never=(special.cls, special.sep, special.mask),
+            masking=objective.masking,
+            mean_span_length=objective.mean_span_length,
+            with_replacement=objective.mask_sampling == "google",
+            mask_prob_end=objective.mask_prob_end,
+            anneal_steps=objective.mask_prob_anneal_steps or 1,
+            samples_a_step=config.batch.global_batch_size,
+        )
+
+    def mask_probs(self, sample_positions_B: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Share of each row, by its position."""
+        end = self.mask_prob if self.mask_prob_end is None else self.mask_prob_end
+        steps_B = np.minimum(sample_positions_B // self.samples_a_step, self.anneal_steps)
+        probs_B: NDArray[np.float64] = self.mask_prob + (end - self.mask_prob) * (
+            steps_B / self.anneal_steps
+        )
+        return probs_B
 
 
 class Masks(NamedTuple):
@@ -66,10 +107,10 @@ class Masks(NamedTuple):
 
 
 def num_selected(
-    num_tokens: NDArray[np.int64], mask_prob: float, max_masked: int
+    num_tokens: NDArray[np.int64], mask_prob: float | NDArray[np.float64], max_masked: int
 ) -> NDArray[np.int64]:
     """K = max(1, min(N, round_half_even(p n))), in float32 as google-research/electra does it."""
-    rounded = np.rint(np.float32(mask_prob) * num_tokens.astype(np.float32))
+    rounded = np.rint(np.asarray(mask_prob, np.float32) * num_tokens.astype(np.float32))
     selected: NDArray[np.int64] = np.clip(rounded.astype(np.int64), 1, max_masked)
     return selected
 
@@ -81,7 +122,7 @@ def mask_rows(
     rule: MaskRule,
     word_start_BL: NDArray[np.bool_] | None = None,
 ) -> Masks:
-    """Select a fixed count of positions a row, uniformly, without replacement; mask 85 % of them.
+    """Select a fixed count of positions a row, uniformly; mask 85 % of them.
 
     Args:
         input_ids_BL: original rows; what lies beyond a row's tokens is never selected.
@@ -100,22 +141,29 @@ def mask_rows(
     # One draw a token to select by, then one a slot to keep by: drawn at once, as the price of a
     # batch is mostly that of calling numpy.
     draws = _draws(rule.seed, _SELECT, sample_positions_B, length + num_slots)
-    # Random high bits over the slot's own number: sorting the words sorts the slots at random, with
-    # no argsort; numpy sorts 32-bit words with SIMD, 128 of them in 0.15 us. 24 random bits at
-    # L = 128, 22 at 512.
-    words_BL = draws[:, :length] & ~tables.slot_mask
-    if rule.masking != "token":
-        starts_BL = _group_starts(~excluded_BL, sample_positions_B, rule, word_start_BL)
-        # All tokens of a group have the random bits of its first, so they stay together.
-        first_slot_BL = np.maximum.accumulate(np.where(starts_BL, np.arange(length), 0), axis=1)
-        words_BL = np.take_along_axis(words_BL, first_slot_BL, axis=1)
-    words_BL |= tables.slots_L
-    np.copyto(words_BL, _LAST, where=excluded_BL)
-    words_BL.sort(axis=1)
-    words_BN = words_BL[:, :num_slots]
+    if rule.with_replacement:
+        words_BN = _independent(draws[:, :num_slots], excluded_BL, tables.slots_L)
+    else:
+        # Random high bits over the slot's own number: sorting the words sorts the slots at random,
+        # with no argsort; numpy sorts 32-bit words with SIMD, 128 of them in 0.15 us. 24 random
+        # bits at L = 128, 22 at 512.
+        words_BL = draws[:, :length] & ~tables.slot_mask
+        if rule.masking != "token":
+            starts_BL = _group_starts(~excluded_BL, sample_positions_B, rule, word_start_BL)
+            # All tokens of a group have the random bits of its first, so they stay together.
+            first_slot_BL = np.maximum.accumulate(np.where(starts_BL, np.arange(length), 0), axis=1)
+            words_BL = np.take_along_axis(words_BL, first_slot_BL, axis=1)
+        words_BL |= tables.slots_L
+        np.copyto(words_BL, _LAST, where=excluded_BL)
+        words_BL.sort(axis=1)
+        words_BN = words_BL[:, :num_slots]
 
+    if rule.mask_prob_end is None:
+        used_BN = tables.used_NN.take(num_tokens_B, axis=0)
+    else:
+        probs_B = rule.mask_probs(sample_positions_B)
+        used_BN = np.arange(num_slots) < num_selected(num_tokens_B, probs_B, num_slots)[:, None]
     # A row with too few candidates has excluded slots among its first ones: they are not used.
-    used_BN = tables.used_NN.take(num_tokens_B, axis=0)
     used_BN &= words_BN != _LAST
     positions_BN = (words_BN & tables.slot_mask) * used_BN
     becomes_mask_BN = draws[:, length:] < _MASK_BELOW
@@ -155,6 +203,17 @@ def _tables(length: int, num_slots: int, mask_prob: float) -> _Tables:
         beyond_NL=np.arange(length) >= num_tokens[:, None],
         used_NN=np.arange(num_slots) < selected[:, None],
     )
+
+
+def _independent(
+    draws_BN: NDArray[np.uint32], excluded_BL: NDArray[np.bool_], slots_L: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """A candidate for each slot, with replacement; `_LAST` in rows that have none."""
+    ranked_BL = np.where(excluded_BL, _LAST, slots_L)
+    ranked_BL.sort(axis=1)  # a row's candidates, and then what is none
+    counts_B1 = (ranked_BL != _LAST).sum(axis=1, dtype=np.uint64)[:, None]
+    ranks_BN = (draws_BN.astype(np.uint64) * counts_B1) >> np.uint64(32)
+    return np.take_along_axis(ranked_BL, ranks_BN.astype(np.int64), axis=1)
 
 
 def _group_starts(

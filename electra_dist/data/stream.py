@@ -105,20 +105,10 @@ class CorpusStream:
     ) -> None:
         corpora = corpus if isinstance(corpus, Corpora) else Corpora.of(config.data, [corpus])
         passes(rank, world_size, config.batch.num_micro_batches)
-        special = corpora.first.special_ids
         self._batch = config.batch
-        objective = config.objective
-        self._reader = corpora.reader(word_starts=objective.masking == "whole_word")
+        self._reader = corpora.reader(word_starts=config.objective.masking == "whole_word")
         self.order = corpora.order(config)
-        self._rule = MaskRule(
-            seed=config.seed,
-            mask_prob=objective.mask_prob,
-            max_masked=config.max_masked,
-            mask_id=special.mask,
-            never=(special.cls, special.sep, special.mask),
-            masking=objective.masking,
-            mean_span_length=objective.mean_span_length,
-        )
+        self._rule = MaskRule.of(config, corpora.first.special_ids)
         self._skips = config.data.skips
         self._world_size = world_size
         self._seat = Seat(rank, 0, 1)

@@ -149,6 +149,7 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
             if padding > COMPUTED_PADDING
             else None
         ),
+        step=micro_batch.step,
     )
 
 

@@ -39,11 +39,13 @@ class Batch(NamedTuple):
     places_T: Tensor | None = None
     """int64, where the real tokens stand among the B L places: the encoders compute only these.
     None: they compute padding too."""
+    step: int = 0
+    """Update number, counted from 0: an annealed temperature follows from it."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         moved: dict[str, Any] = {
-            name: value if value is None else value.to(device, non_blocking=True)
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in self._asdict().items()
         }
         return Batch(**moved)
@@ -55,16 +57,17 @@ class Losses(NamedTuple):
     total: Tensor
     """Scalar that is backpropagated: gen_weight x generator + disc_weight x discriminator."""
     generator: Tensor
-    """Scalar, mean of -log p(original) over the masked slots, in nats."""
+    """Scalar, mean of -log p(original) in nats: over the masked slots; electric, over all
+    candidates; 0 without a generator."""
     discriminator: Tensor
     """Scalar, mean binary cross-entropy over all real tokens; 0 for mlm."""
     replaced_share: Tensor
     """Scalar, share of the selected positions whose replacement is another id; 0 for mlm."""
-    generator_log_probs_BNV: Tensor
-    """float32 log-probabilities at the masked slots."""
+    generator_log_probs_BNV: Tensor | None
+    """float32 log-probabilities at the masked slots; None without a generator."""
     sampled_ids_BN: Tensor
     """int64, the replacements that were used; the originals for mlm."""
     discriminator_logits_BL: Tensor | None = None
-    """float32 logits of "was replaced"."""
+    """float32 logits of "was replaced" (electric: "is noise")."""
     labels_BL: Tensor | None = None
-    """bool, True where a token was replaced by another one."""
+    """bool, True where a token was replaced by another one (electric: was selected)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,10 @@ from electra_dist.config.schema import ModelConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.disentangled import DisentangledEmbeddings
 from electra_dist.model.encoder import Embeddings, Encoder, draw_keys
 from electra_dist.model.objectives import OBJECTIVES, objective_named
+from electra_dist.model.two_towers import TwoTowerGenerator
 from electra_dist.runtime.keys import fold
 
 
@@ -55,9 +59,14 @@ class Generator(nn.Module):
         block_ids_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
         places_T: Tensor | None = None,
+        *,
+        drops: bool = True,
     ) -> Tensor:
-        """Logits [B, N, V] at `positions_BN`; the last three as in `Batch`."""
-        key, keys_S = draw_keys(self.encoder, ids_BL.device)
+        """Logits [B, N, V] at `positions_BN`; what stands behind them as in `Batch`.
+
+        `drops` = False leaves dropout out in training too.
+        """
+        key, keys_S = draw_keys(self.encoder, ids_BL.device) if drops else (None, None)
         embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
         hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S)
         index_BND = positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])
@@ -82,7 +91,12 @@ class DiscriminatorHead(nn.Module):
 class Discriminator(nn.Module):
     """The product: an encoder that says for every token whether it was replaced."""
 
-    def __init__(self, embeddings: Embeddings, encoder: Encoder, head: DiscriminatorHead) -> None:
+    def __init__(
+        self,
+        embeddings: Embeddings | DisentangledEmbeddings,
+        encoder: Encoder,
+        head: DiscriminatorHead,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.encoder = encoder
@@ -109,20 +123,22 @@ class JointElectra(nn.Module):
     """Both towers as one module with one loss, one backward and one clip.
 
     The towers share the word, position and token-type tables and the embedding LayerNorm; the
-    generator's output matrix is the same word table. With an objective that needs no discriminator
-    (mlm), `discriminator` is None and `generator` has the discriminator's size: it is then the
-    product.
+    generator's output matrix is the same word table. What is shared stands at the root:
+    `embeddings`, and `encoder` where one transformer is both towers. A tower that the objective
+    does not need is None; with mlm `generator` has the discriminator's size and is the product.
 
     Args:
         config: the run's config with `model.vocab_size` set.
+        special_ids: ids of the corpus's special tokens by role (`pad unk cls sep mask`); what
+            `electric` and `uniform_generator` leave out.
 
     Raises:
         UserError: the objective is unknown, or the vocabulary size is not known yet.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, special_ids: Mapping[str, int] | None = None) -> None:
         super().__init__()
-        has_discriminator = objective_named(config.objective.name).has_discriminator
+        objective = objective_named(config.objective.name)
         model, vocab_size = config.model, config.model.vocab_size
         if vocab_size is None:
             raise UserError(
@@ -130,21 +146,20 @@ class JointElectra(nn.Module):
             )
         self.config = model
         self.objective = config.objective
+        self.vocab_size = vocab_size
+        self.special_ids = dict(special_ids or {})
         size = (model.num_layers, model.hidden_size, model.num_heads)
-        generator_size = (
-            (model.generator_num_layers, model.generator_hidden_size, model.generator_num_heads)
-            if has_discriminator
-            else size
-        )
         self.embeddings = Embeddings(model, vocab_size)
-        self.generator = Generator(
-            self.embeddings,
-            Encoder(model, *generator_size),
-            GeneratorHead(model, generator_size[1], vocab_size),
-        )
+        if objective.generator == "masked" and not model.untied_generator:
+            self.encoder = Encoder(model, *size)
+        self.generator = self._make_generator() if objective.generator else None
         self.discriminator = (
-            Discriminator(self.embeddings, Encoder(model, *size), DiscriminatorHead(size[1]))
-            if has_discriminator
+            Discriminator(
+                self._discriminator_embeddings(),
+                Encoder(model, *size) if model.untied_generator else self.encoder,
+                DiscriminatorHead(model.hidden_size),
+            )
+            if objective.has_discriminator
             else None
         )
         for module in self.modules():
@@ -153,13 +168,46 @@ class JointElectra(nn.Module):
                 module.compiled = config.engine.compile
         initialize(self, config.seed, model.initializer_range)
 
+    def _make_generator(self) -> Generator | TwoTowerGenerator:
+        model, objective = self.config, OBJECTIVES[self.objective.name]
+        size = (model.num_layers, model.hidden_size, model.num_heads)
+        if objective.has_discriminator and model.untied_generator:
+            size = (
+                model.generator_num_layers,
+                model.generator_hidden_size,
+                model.generator_num_heads,
+            )
+        embeddings = self.embeddings
+        if model.untied_generator_embeddings:
+            model = replace(model, embedding_size=size[1])
+            embeddings = Embeddings(model, self.vocab_size)
+        if objective.generator == "two_towers":
+            head = GeneratorHead(model, 2 * size[1], self.vocab_size)
+            return TwoTowerGenerator(embeddings, Encoder(model, *size), Encoder(model, *size), head)
+        return Generator(
+            embeddings,
+            Encoder(model, *size) if model.untied_generator else self.encoder,
+            GeneratorHead(model, size[1], self.vocab_size),
+        )
+
+    def _discriminator_embeddings(self) -> Embeddings | DisentangledEmbeddings:
+        if self.config.embedding_sharing == "tied":
+            return self.embeddings
+        return DisentangledEmbeddings(self.embeddings, Embeddings(self.config, self.vocab_size))
+
     def forward(self, batch: Batch) -> Losses:
         """The losses of one micro-batch under the configured objective."""
         return OBJECTIVES[self.objective.name].loss(self, batch)
 
     def external_parameters(self) -> list[tuple[nn.Module, Tensor]]:
         """Modules that read a parameter of another module: ZeRO-3 must gather it for them too."""
-        return [(self.generator.head, self.embeddings.word.weight)]
+        found: list[tuple[nn.Module, Tensor]] = []
+        if self.generator is not None:
+            found.append((self.generator.head, self.generator.embeddings.word.weight))
+        for module in self.modules():
+            if isinstance(module, DisentangledEmbeddings):
+                found += module.external_parameters()
+        return found
 
 
 @torch.no_grad()
@@ -167,8 +215,8 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
     """Fill every parameter from a generator keyed by (seed, its name): no tower shifts another.
 
     Truncated normal at two deviations; glorot uniform for `embeddings_project` and the
-    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2). Parameters on the
-    meta device have shapes only, and are left alone.
+    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2); differences from
+    shared embeddings 0. Parameters on the meta device have shapes only, and are left alone.
     """
     for name, parameter in module.named_parameters():
         if parameter.is_meta:
@@ -176,7 +224,7 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
         generator = torch.Generator(device=parameter.device).manual_seed(
             fold(seed, random.INIT_SITE, zlib.crc32(name.encode()))
         )
-        if name.endswith("bias"):
+        if name.endswith("bias") or ".difference." in name:
             parameter.zero_()
         elif "layer_norm" in name:
             parameter.fill_(1.0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
+
+Direction = Literal["both", "left_to_right", "right_to_left"]
 
 SITES_PER_LAYER = 3
 """Attention weights, attention output, ffn output: what is dropped in a layer."""
@@ -48,14 +50,24 @@ class Embeddings(nn.Module):
 
         `key` is that of the dropout site, None for no dropout.
         """
+        embedded_BLE = self.look_up(input_ids_BL, token_type_ids_BL, position_ids_BL)
+        return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
+
+    def look_up(
+        self,
+        input_ids_BL: Tensor,
+        token_type_ids_BL: Tensor,
+        position_ids_BL: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of the tables, before LayerNorm: [B, L, E]."""
         if position_ids_BL is None:  # one row for the whole batch
             position_ids_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
-        embedded_BLE = (
+        embedded_BLE: Tensor = (
             self.word(input_ids_BL)
             + self.token_type(token_type_ids_BL)
             + self.position(position_ids_BL)
         )
-        return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
+        return embedded_BLE
 
 
 class Layout(NamedTuple):
@@ -125,6 +137,8 @@ class Encoder(nn.Module):
         """Keep each layer's input only and compute the layer again in the backward pass."""
         self.compiled = False
         """Run the layers through torch.compile."""
+        self.direction: Direction = "both"
+        """What a token may read: all, or itself and what is on one side."""
 
     @property
     def num_sites(self) -> int:
@@ -150,7 +164,10 @@ class Encoder(nn.Module):
             keys_S: of the dropout sites, None for no dropout.
         """
         num_rows, length, _ = embedded_BLE.shape
-        layout = Layout(num_rows, length, attention_mask(attention_mask_BL, block_ids_BL), places_T)
+        mask_B1QL = attention_mask(attention_mask_BL, block_ids_BL)
+        if self.direction != "both":
+            mask_B1QL = causal_mask(mask_B1QL, length, self.direction, embedded_BLE.device)
+        layout = Layout(num_rows, length, mask_B1QL, places_T)
         hidden_TD = embedded_BLE.flatten(0, 1)
         if places_T is not None:
             hidden_TD = hidden_TD[places_T]
@@ -207,3 +224,16 @@ def attention_mask(attention_mask_BL: Tensor | None, block_ids_BL: Tensor | None
     if block_ids_BL is not None:
         return (block_ids_BL[:, :, None] == block_ids_BL[:, None, :]).unsqueeze(1)
     return None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]
+
+
+def causal_mask(
+    mask_B1QL: Tensor | None, length: int, direction: Direction, device: torch.device
+) -> Tensor:
+    """The mask without what is ahead in a direction: bool [1 or B, 1, L, L].
+
+    A token reads itself in every case. With padding that must be masked, give blocks: a query of
+    padding may have no real token on its side.
+    """
+    may_LL = torch.ones(length, length, dtype=torch.bool, device=device)
+    may_LL = may_LL.tril() if direction == "left_to_right" else may_LL.triu()
+    return may_LL[None, None] if mask_B1QL is None else mask_B1QL & may_LL

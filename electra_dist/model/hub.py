@@ -3,8 +3,10 @@
     FOLDER/            ElectraForPreTraining (trained with mlm: ElectraForMaskedLM) + tokenizer
     FOLDER/generator/  ElectraForMaskedLM of the generator + tokenizer
 
-One difference between our names and theirs is no renaming: query, key and value are one matrix
-here.
+Differences between our names and theirs that are no renaming: query, key and value are one matrix
+here; gradient-disentangled tables are merged; what towers share stands in both folders. How they
+share it, where it is not ELECTRA's way, stands in the generator's config.json under `electra_dist`.
+Electric's two causal towers have no class there: its discriminator alone is exported.
 """
 
 from __future__ import annotations
@@ -22,8 +24,15 @@ from torch import Tensor
 
 from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from electra_dist.errors import UserError
-from electra_dist.model.electra import JointElectra
+from electra_dist.model.electra import Generator, JointElectra
 from electra_dist.model.hub_names import hf_names
+from electra_dist.model.hub_sharing import (
+    own_names_of,
+    read_sharing,
+    sharing_marks,
+    subtract_shared,
+    weights_alone,
+)
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.special_tokens import special_tokens, token_ids
 
@@ -45,9 +54,10 @@ def export(model: JointElectra, tokenizer: Path, folder: Path) -> None:
     # that was cut off is simply made again.
     if model.discriminator is None:
         _export_tower(model, "generator", tokenizer, folder)
-    else:
+        return
+    if isinstance(model.generator, Generator):
         _export_tower(model, "generator", tokenizer, folder / "generator")
-        _export_tower(model, "discriminator", tokenizer, folder)
+    _export_tower(model, "discriminator", tokenizer, folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,24 +101,30 @@ def read(folder: Path, generator: Path | None = None) -> Imported:
     if is_masked_lm:
         config = replace(config, objective=ObjectiveConfig(name="mlm"))
     elif generator is not None or (beside / "config.json").is_file():
-        theirs = _config_from_hf(_read_config(beside), beside).model
-        size = {
-            "generator_num_layers": theirs.num_layers,
-            "generator_hidden_size": theirs.hidden_size,
-        }
-        config = replace(config, model=replace(config.model, **size))
+        hf = _read_config(beside)
+        theirs = _config_from_hf(hf, beside).model
+        joint = replace(
+            config.model,
+            generator_num_layers=theirs.num_layers,
+            generator_hidden_size=theirs.hidden_size,
+            **read_sharing(hf, beside),
+        )
+        config = replace(config, model=joint)
         towers["generator"] = (beside, _read_weights(beside))
     ours: dict[str, Tensor] = {}
     with torch.device("meta"):
         model = JointElectra(config)
     for tower, (place, found) in towers.items():
-        for name, value in _translated(model, tower, found, place):
+        own_names = own_names_of(model, tower)
+        for plain, value in _translated(model, tower, found, place):
+            name = own_names[plain]
             if name in ours and not torch.equal(ours[name], value):
                 raise UserError(
                     f"{beside} and {folder} do not share {name}, which our towers do; import "
                     f"{folder} without a generator"
                 )
             ours[name] = value
+    subtract_shared(ours)
     files = [folder / name for name in ("tokenizer.json", "vocab.txt")]
     tokenizer = next((path for path in files if path.is_file()), None)
     return Imported(config=config, weights=ours, tokenizer=tokenizer)
@@ -137,10 +153,10 @@ def _names_of(model: JointElectra, tower: str) -> dict[str, tuple[str, ...]]:
 
 
 def _export_tower(model: JointElectra, tower: str, tokenizer: Path, folder: Path) -> None:
-    parameters = dict(model.named_parameters())
+    alone = weights_alone(model, tower)
     weights: dict[str, Tensor] = {}
     for ours, theirs in _names_of(model, tower).items():
-        pieces = parameters[ours].detach().float().cpu().chunk(len(theirs))
+        pieces = alone[ours].detach().float().cpu().chunk(len(theirs))
         weights |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
     folder.mkdir(parents=True, exist_ok=True)
     # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
@@ -164,7 +180,9 @@ def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
 
 def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, Any]:
     config = model.config
-    narrow = tower == "generator" and model.discriminator is not None
+    is_generator = tower == "generator" and model.discriminator is not None
+    narrow = is_generator and config.untied_generator
+    marked = sharing_marks(config)
     vocab = json.loads(tokenizer.read_bytes())
     pad = token_ids(vocab)[special_tokens(vocab)["pad"]]
     return {
@@ -173,7 +191,7 @@ def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, An
         ],
         "model_type": "electra",
         "vocab_size": len(model.embeddings.word.weight),
-        "embedding_size": config.embedding_size,
+        "embedding_size": weights_alone(model, tower)["embeddings.word.weight"].shape[1],
         "hidden_size": config.generator_hidden_size if narrow else config.hidden_size,
         "num_hidden_layers": config.generator_num_layers if narrow else config.num_layers,
         "num_attention_heads": config.generator_num_heads if narrow else config.num_heads,
@@ -188,6 +206,7 @@ def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, An
         "pad_token_id": pad,
         "tie_word_embeddings": True,
         "dtype": "float32",
+        **({"electra_dist": marked} if is_generator and marked else {}),
     }
 
 
@@ -253,17 +272,19 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def _translated(
     model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """A tower's weights by our names, their shapes checked against its config.json."""
+    """A tower's weights by our names if tied, their shapes checked against its config.json."""
     parameters = dict(model.named_parameters())
+    own_names = own_names_of(model, tower)
     for ours, theirs in _names_of(model, tower).items():
         if any(name not in weights for name in theirs):
             if ours.startswith(f"{tower}.head."):
                 continue  # a bare ElectraModel has no heads
             raise UserError(f"{folder}: the weights lack {theirs[0]}; is it a whole ELECTRA model?")
         value = torch.cat([weights[name] for name in theirs]) if theirs[1:] else weights[theirs[0]]
-        if value.shape != parameters[ours].shape:
+        wanted = parameters[own_names[ours]].shape
+        if value.shape != wanted:
             raise UserError(
                 f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, "
-                f"config.json says {tuple(parameters[ours].shape)}"
+                f"config.json says {tuple(wanted)}"
             )
         yield ours, value

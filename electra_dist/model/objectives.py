@@ -5,8 +5,9 @@ Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,74 +16,17 @@ from torch import Tensor
 from electra_dist.errors import UserError
 from electra_dist.model import ops
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.sampling import (
+    invert_cumulative,
+    replace_tokens,
+    sample_tokens,
+    sample_uniformly,
+    selected_positions,
+)
 
 if TYPE_CHECKING:
-    from electra_dist.model.electra import JointElectra
-
-
-_BLOCK = 128
-"""Ids of which the probabilities are added up before the cumulative sum."""
-
-
-def sample_tokens(log_probs_BNV: Tensor, uniforms_BN: Tensor, temperature: float) -> Tensor:
-    """Exact samples of softmax(logits / temperature), [B, N] ids, by inverting the cumulative one.
-
-    One uniform number a slot costs far less than V exponentials (12 % of a step of `small` on a
-    CPU).
-    """
-    probs_BNV = (
-        log_probs_BNV.exp()
-        if temperature == 1.0
-        else torch.softmax(log_probs_BNV / temperature, dim=-1)
-    )
-    return invert_cumulative(probs_BNV, uniforms_BN)
-
-
-def invert_cumulative(probs_BNV: Tensor, uniforms_BN: Tensor) -> Tensor:
-    """The first id at which the cumulative sum of its probabilities exceeds the uniform number.
-
-    First among blocks of ids, then within the block: a sum over V is one vectorised pass, a
-    cumulative one a chain of V additions.
-    """
-    vocab_size = probs_BNV.shape[-1]
-    num_whole = vocab_size // _BLOCK * _BLOCK
-    whole_BNK = probs_BNV[..., :num_whole].unflatten(-1, (-1, _BLOCK)).sum(-1)
-    rest_BN1 = probs_BNV[..., num_whole:].sum(-1, keepdim=True)
-    blocks_BNK = torch.cat([whole_BNK, rest_BN1], dim=-1)
-    block_BN1, left_BN1 = _invert(blocks_BNK, uniforms_BN.unsqueeze(-1))
-    ids_BNC = block_BN1 * _BLOCK + torch.arange(_BLOCK, device=probs_BNV.device)
-    inside_BNC = probs_BNV.gather(-1, ids_BNC.clamp(max=vocab_size - 1))
-    inside_BNC = inside_BNC.masked_fill_(ids_BNC >= vocab_size, 0.0)
-    offset_BN1, _ = _invert(inside_BNC, left_BN1)
-    return (block_BN1 * _BLOCK + offset_BN1).squeeze(-1).clamp_(max=vocab_size - 1)
-
-
-def _invert(weights_BNK: Tensor, uniforms_BN1: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices drawn in proportion to the weights, and the uniform numbers within what was drawn."""
-    cumulative_BNK = weights_BNK.cumsum(dim=-1)
-    # Scaled by the last entry, which rounding leaves a little off 1: no draw falls beyond the end.
-    targets_BN1 = uniforms_BN1 * cumulative_BNK[..., -1:]
-    index_BN1 = torch.searchsorted(cumulative_BNK, targets_BN1, right=True)
-    index_BN1 = index_BN1.clamp_(max=weights_BNK.shape[-1] - 1)
-    ends_BN1 = cumulative_BNK.gather(-1, index_BN1)
-    below_BN1 = cumulative_BNK.gather(-1, (index_BN1 - 1).clamp_(min=0)).masked_fill_(
-        index_BN1 == 0, 0.0
-    )
-    left_BN1 = (targets_BN1 - below_BN1) / (ends_BN1 - below_BN1)
-    return index_BN1, left_BN1.clamp_(0.0, 1.0 - 2.0**-24)
-
-
-def replace_tokens(batch: Batch, sampled_ids_BN: Tensor) -> Tensor:
-    """The unmasked rows with the samples at all selected positions, kept ones included; [B, L].
-
-    A position that was drawn twice gets the floored mean of its samples, as google-research/electra
-    has it (only sampling with replacement makes one); an unused slot (weight 0) changes nothing.
-    """
-    used_BN = batch.masked_weights_BN.to(torch.int64)
-    zeros_BL = torch.zeros_like(batch.input_ids_BL)
-    sums_BL = zeros_BL.scatter_add(1, batch.masked_positions_BN, sampled_ids_BN * used_BN)
-    counts_BL = zeros_BL.scatter_add(1, batch.masked_positions_BN, used_BN)
-    return torch.where(counts_BL > 0, sums_BL // counts_BL.clamp(min=1), batch.input_ids_BL)
+    from electra_dist.model.electra import Generator, JointElectra
+    from electra_dist.model.two_towers import TwoTowerGenerator
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -100,7 +44,15 @@ class _MaskedLm(NamedTuple):
 
 
 def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
-    logits_BNV = model.generator(
+    logits_BNV = _masked_logits(model, batch)
+    originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
+    losses_BN, log_probs_BNV, probs_BNV = ops.cross_entropy(logits_BNV, originals_BN)
+    loss = _mean(losses_BN, batch.masked_weights_BN)
+    return _MaskedLm(loss, log_probs_BNV, probs_BNV, originals_BN)
+
+
+def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> Tensor:
+    logits_BNV: Tensor = cast("Generator", model.generator)(
         batch.masked_ids_BL,
         batch.token_type_ids_BL,
         batch.attention_mask_BL,
@@ -108,50 +60,97 @@ def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
         batch.block_ids_BL,
         batch.position_ids_BL,
         batch.places_T,
+        drops=drops,
     )
-    originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
-    losses_BN, log_probs_BNV, probs_BNV = ops.cross_entropy(logits_BNV, originals_BN)
-    loss = _mean(losses_BN, batch.masked_weights_BN)
-    return _MaskedLm(loss, log_probs_BNV, probs_BNV, originals_BN)
+    return logits_BNV
 
 
-def electra(model: JointElectra, batch: Batch) -> Losses:
-    """Generator loss + replaced-token detection on its samples; no gradient through sampling."""
+@torch.no_grad()
+def _sampled(model: JointElectra, batch: Batch, said: _MaskedLm) -> Tensor:
+    """Replacements [B, N] from the generator's softmax, as the knobs of the objective say."""
     objective = model.objective
-    generator_loss, log_probs_BNV, probs_BNV, originals_BN = _masked_lm(model, batch)
-    sampled_ids_BN = batch.sampled_ids_BN
-    if sampled_ids_BN is None and objective.temperature == 1.0:
-        sampled_ids_BN = invert_cumulative(probs_BNV, batch.uniforms_BN)
-    elif sampled_ids_BN is None:
-        sampled_ids_BN = sample_tokens(log_probs_BNV, batch.uniforms_BN, objective.temperature)
-    corrupted_BL = replace_tokens(batch, sampled_ids_BN)
-    labels_BL = corrupted_BL != batch.input_ids_BL
+    temperature = objective.temperature_at(batch.step)
+    log_probs_BNV, probs_BNV = said.log_probs_BNV, said.probs_BNV
+    if model.training and not objective.sampling_dropout:
+        logits_BNV = _masked_logits(model, batch, drops=False)
+        log_probs_BNV = F.log_softmax(logits_BNV, dim=-1, dtype=log_probs_BNV.dtype)
+        probs_BNV = log_probs_BNV.exp()
+    if objective.disallow_correct:
+        # Before a softmax, not after it: where the original has all of the probability that float32
+        # can hold, those of the others are 0.
+        originals_BN1 = said.originals_BN.unsqueeze(-1)
+        others_BNV = log_probs_BNV.scatter(-1, originals_BN1, float("-inf"))
+        return invert_cumulative(torch.softmax(others_BNV / temperature, -1), batch.uniforms_BN)
+    if temperature == 1.0:
+        return invert_cumulative(probs_BNV, batch.uniforms_BN)
+    return sample_tokens(log_probs_BNV, batch.uniforms_BN, temperature)
 
+
+class _Judged(NamedTuple):
+    """What the discriminator says of the corrupted rows."""
+
+    loss: Tensor
+    """Scalar with graph: mean over all real tokens."""
+    logits_BL: Tensor
+
+
+def _discriminator_logits(model: JointElectra, batch: Batch, corrupted_BL: Tensor) -> Tensor:
     assert model.discriminator is not None
-    logits_BL = model.discriminator(
+    logits_BL: Tensor = model.discriminator(
         corrupted_BL,
         batch.token_type_ids_BL,
         batch.attention_mask_BL,
         batch.block_ids_BL,
         batch.position_ids_BL,
         batch.places_T,
-    ).float()
+    )
+    return logits_BL.float()
+
+
+def _judged(batch: Batch, logits_BL: Tensor, labels_BL: Tensor) -> _Judged:
     bce_BL = F.binary_cross_entropy_with_logits(logits_BL, labels_BL.float(), reduction="none")
-    discriminator_loss = (
+    loss = (
         bce_BL.mean()
         if batch.attention_mask_BL is None
         else _mean(bce_BL, batch.attention_mask_BL.float())
     )
-    total = objective.gen_weight * generator_loss + objective.disc_weight * discriminator_loss
+    return _Judged(loss, logits_BL)
+
+
+def electra(model: JointElectra, batch: Batch) -> Losses:
+    """Generator loss + replaced-token detection on its samples; no gradient through sampling."""
+    said = _masked_lm(model, batch)
+    sampled_ids_BN = batch.sampled_ids_BN
+    if sampled_ids_BN is None:
+        sampled_ids_BN = _sampled(model, batch, said)
+    corrupted_BL = replace_tokens(batch, sampled_ids_BN)
+    labels_BL = corrupted_BL != batch.input_ids_BL
+    judged = _judged(batch, _discriminator_logits(model, batch, corrupted_BL), labels_BL)
+    return _joint_losses(
+        model, batch, judged, labels_BL, sampled_ids_BN, said.loss, said.log_probs_BNV
+    )
+
+
+def _joint_losses(
+    model: JointElectra,
+    batch: Batch,
+    judged: _Judged,
+    labels_BL: Tensor,
+    sampled_ids_BN: Tensor,
+    generator_loss: Tensor,
+    log_probs_BNV: Tensor | None,
+) -> Losses:
+    objective = model.objective
+    originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
     replaced_BN = (sampled_ids_BN != originals_BN).float()
     return Losses(
-        total=total,
+        total=objective.gen_weight * generator_loss + objective.disc_weight * judged.loss,
         generator=generator_loss.detach(),
-        discriminator=discriminator_loss.detach(),
+        discriminator=judged.loss.detach(),
         replaced_share=_mean(replaced_BN, batch.masked_weights_BN),
         generator_log_probs_BNV=log_probs_BNV,
         sampled_ids_BN=sampled_ids_BN,
-        discriminator_logits_BL=logits_BL.detach(),
+        discriminator_logits_BL=judged.logits_BL.detach(),
         labels_BL=labels_BL,
     )
 
@@ -170,16 +169,102 @@ def mlm(model: JointElectra, batch: Batch) -> Losses:
     )
 
 
+class _Cloze(NamedTuple):
+    """What Electric's generator says of a batch; logits at all positions are gone by then."""
+
+    loss: Tensor
+    """Scalar with graph: mean over the candidates."""
+    sampled_ids_BN: Tensor
+    corrupted_BL: Tensor
+    log_q_BL: Tensor
+    """log q of what stands in the corrupted row, given the other tokens of the original one."""
+    log_probs_BNV: Tensor
+
+
+def _cloze(model: JointElectra, batch: Batch) -> _Cloze:
+    ids_BL = batch.input_ids_BL
+    logits_BLV = cast("TwoTowerGenerator", model.generator)(
+        ids_BL,
+        batch.token_type_ids_BL,
+        batch.attention_mask_BL,
+        batch.block_ids_BL,
+        batch.position_ids_BL,
+        batch.places_T,
+    )
+    losses_BL, log_probs_BLV, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL)
+    loss = _mean(losses_BL, _candidates(model, batch).to(losses_BL.dtype))
+    slots_BNV = batch.masked_positions_BN.unsqueeze(-1).expand(-1, -1, logits_BLV.shape[-1])
+    sampled_ids_BN = batch.sampled_ids_BN
+    if sampled_ids_BN is None:
+        sampled_ids_BN = invert_cumulative(probs_BLV.gather(1, slots_BNV), batch.uniforms_BN)
+    corrupted_BL = replace_tokens(batch, sampled_ids_BN)
+    log_q_BL = log_probs_BLV.gather(-1, corrupted_BL.unsqueeze(-1)).squeeze(-1)
+    log_probs_BNV = log_probs_BLV.gather(1, slots_BNV)
+    return _Cloze(loss, sampled_ids_BN, corrupted_BL, log_q_BL, log_probs_BNV)
+
+
+def electric(model: JointElectra, batch: Batch) -> Losses:
+    """Electric: noise-contrastive estimation of an energy f(x)_t, a number a token.
+
+    q(x_t | all others) comes from two causal towers over the unmasked row, with a cloze loss at
+    every candidate. The logit of "x_t is noise" is f(x)_t + log q(x_t) + log(p / (1 - p)), with no
+    gradient into q and p = mask_prob; its label is 1 at every selected position, whatever was
+    sampled there (Clark et al. 2020, Pre-Training Transformers as Energy-Based Cloze Models).
+    """
+    said = _cloze(model, batch)
+    labels_BL = selected_positions(batch)
+    share = model.objective.mask_prob
+    energies_BL = _discriminator_logits(model, batch, said.corrupted_BL)
+    logits_BL = energies_BL + said.log_q_BL + math.log(share / (1.0 - share))
+    judged = _judged(batch, logits_BL, labels_BL)
+    return _joint_losses(
+        model, batch, judged, labels_BL, said.sampled_ids_BN, said.loss, said.log_probs_BNV
+    )
+
+
+def _candidates(model: JointElectra, batch: Batch) -> Tensor:
+    """What may be selected, bool [B, L]: real tokens but [CLS], [SEP] and [MASK]."""
+    special = model.special_ids
+    assert special, "JointElectra needs the corpus's special ids for this objective"
+    candidates_BL = torch.ones_like(batch.input_ids_BL, dtype=torch.bool)
+    for role in ("cls", "sep", "mask"):
+        candidates_BL &= batch.input_ids_BL != special[role]
+    return (
+        candidates_BL
+        if batch.attention_mask_BL is None
+        else (candidates_BL & batch.attention_mask_BL)
+    )
+
+
+def uniform_generator(model: JointElectra, batch: Batch) -> Losses:
+    """Replaced-token detection without a generator: any id but the special ones, alike probable."""
+    sampled_ids_BN = batch.sampled_ids_BN
+    if sampled_ids_BN is None:
+        assert model.special_ids, "JointElectra needs the corpus's special ids for this objective"
+        sampled_ids_BN = sample_uniformly(
+            batch.uniforms_BN, model.vocab_size, model.special_ids.values()
+        )
+    corrupted_BL = replace_tokens(batch, sampled_ids_BN)
+    labels_BL = corrupted_BL != batch.input_ids_BL
+    judged = _judged(batch, _discriminator_logits(model, batch, corrupted_BL), labels_BL)
+    zero = torch.zeros((), device=judged.loss.device)
+    return _joint_losses(model, batch, judged, labels_BL, sampled_ids_BN, zero, None)
+
+
 class Objective(NamedTuple):
-    """A loss over the joint module, and whether it needs the discriminator tower."""
+    """A loss over the joint module, and which towers it needs."""
 
     loss: Callable[[JointElectra, Batch], Losses]
     has_discriminator: bool
+    generator: Literal["masked", "two_towers"] | None = "masked"
+    """A masked language model, a cloze model of two causal towers, or none."""
 
 
 OBJECTIVES: dict[str, Objective] = {
     "electra": Objective(electra, has_discriminator=True),
     "mlm": Objective(mlm, has_discriminator=False),
+    "electric": Objective(electric, has_discriminator=True, generator="two_towers"),
+    "uniform_generator": Objective(uniform_generator, has_discriminator=True, generator=None),
 }
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,8 @@ def assemble(joined: Joined) -> Run:
     seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
     local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
     control.phases = phases = Phases()
-    engine = make_engine(config, world, joined.groups.device, phases)
+    special_ids = asdict(corpora.first.special_ids)
+    engine = make_engine(config, world, joined.groups.device, phases, special_ids)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
     run = Run(
         config=config,
@@ -232,10 +233,14 @@ def assemble(joined: Joined) -> Run:
 
 
 def make_engine(
-    config: RunConfig, world: World, device: torch.device, phases: Phases | None = None
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    phases: Phases | None = None,
+    special_ids: Mapping[str, int] | None = None,
 ) -> Engine:
     """The engine that `engine.kind` names, around a module with the seed's initial weights."""
-    model = JointElectra(config)
+    model = JointElectra(config, special_ids)
     if config.engine.kind == "reference":
         return ReferenceEngine(model, config, world, device, phases=phases)
     from electra_dist.engine.deepspeed import DeepSpeedEngine

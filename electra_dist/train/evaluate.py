@@ -53,17 +53,19 @@ def evaluate(run: Run) -> dict[str, float] | None:
     for number in range(num_passes):
         start = mine[number] if number < len(mine) else starts[-1]
         batch = _batch(frozen, start, min(start + micro, num_rows)).to(run.engine.device)
+        batch = batch._replace(step=run.state.step)  # a temperature may be annealed
         own = run.engine.evaluate(batch)
         unigram = run.engine.evaluate(
             batch._replace(sampled_ids_BN=_to_tensor(frozen["unigram_ids"], start, batch))
         )
         if number < len(mine):
-            generator_parts.append(_generator_answers(batch, own))
+            if own.generator_log_probs_BNV is not None:
+                generator_parts.append(_generator_answers(batch, own))
             if own.discriminator_logits_BL is not None:
                 judged_parts["own"].append(_judge(batch, own))
                 judged_parts["unigram"].append(_judge(batch, unigram))
     answers = np.concatenate(gather(run.control, _joined(generator_parts, (0, 5))))
-    panel = generator_metrics(answers, run.unigram_log_probs)
+    panel = generator_metrics(answers, run.unigram_log_probs) if len(answers) else {}
     for corruption, parts in judged_parts.items():
         flat = gather(run.control, _joined([np.stack(p, axis=1) for p in parts], (0, 3)))
         columns = np.concatenate(flat)
@@ -159,6 +161,7 @@ def _generator_answers(batch: Batch, losses: Losses) -> Array:
     """A row a used masked slot: loss, argmax right, sample right, original id, sampled id."""
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
     log_probs_BNV = losses.generator_log_probs_BNV
+    assert log_probs_BNV is not None
     loss_BN = -log_probs_BNV.gather(-1, originals_BN.unsqueeze(-1)).squeeze(-1)
     columns = (
         loss_BN,

@@ -1,5 +1,6 @@
 """Configs that could be: hypothesis draws every knob."""
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -36,15 +37,71 @@ MODELS = st.builds(
     layer_norm_eps=rates(),
     initializer_range=rates(),
 )
-OBJECTIVES = st.builds(
-    schema.ObjectiveConfig,
-    name=st.sampled_from(["electra", "mlm"]),
+# Ways of sharing that do not exclude each other.
+SHARING: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {},
+        {"untied_generator_embeddings": True},
+        {"untied_generator": False},
+        {"embedding_sharing": "gradient_disentangled"},
+    ]
+)
+
+
+def annealed(name: str, values: st.SearchStrategy[float]) -> st.SearchStrategy[dict[str, Any]]:
+    ends = st.tuples(values, positive(10**6)).map(
+        lambda pair: {f"{name}_end": pair[0], f"{name}_anneal_steps": pair[1]}
+    )
+    return st.just({}) | ends
+
+
+SAMPLING = st.tuples(
+    st.fixed_dictionaries(
+        {
+            "temperature": rates(),
+            "disallow_correct": st.booleans(),
+            "sampling_dropout": st.booleans(),
+        }
+    ),
+    annealed("temperature", rates()),
+).map(lambda parts: {**parts[0], **parts[1]})
+MASKS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        *({"masking": masking} for masking in ("token", "whole_word", "span")),
+        {"mask_sampling": "google"},
+    ]
+)
+
+
+def two_towers(
+    name: str,
+    sharing: dict[str, Any],
+    sampling: dict[str, Any],
+    shares: dict[str, Any],
+    **values: Any,
+) -> tuple[dict[str, Any], schema.ObjectiveConfig]:
+    """What the objective can have of these: fields of the model, and the objective."""
+    if name == "electra":
+        values = {**sampling, **shares, **values}
+    elif name == "electric":
+        sharing = {} if "untied_generator" in sharing else sharing
+    else:
+        sharing, values = {}, {**shares, **values}
+    masks = values.pop("masks")
+    return sharing, schema.ObjectiveConfig(name=name, **masks, **values)
+
+
+TOWERS = st.builds(
+    two_towers,
+    name=st.sampled_from(["electra", "mlm", "electric", "uniform_generator"]),
+    sharing=SHARING,
+    sampling=SAMPLING,
+    shares=annealed("mask_prob", st.floats(0.01, 0.9)),
+    masks=MASKS,
     mask_prob=st.floats(0.01, 0.9),
-    masking=st.sampled_from(["token", "whole_word", "span"]),
     mean_span_length=st.floats(1.0, 100.0),
     gen_weight=rates(0.0),
     disc_weight=rates(0.0),
-    temperature=rates(),
 )
 # Lengths of gaps and of skipped intervals in turn.
 SKIPS = st.lists(st.tuples(st.integers(0, 10**12), positive(10**6)), max_size=3).map(
@@ -103,12 +160,23 @@ ENGINES = st.one_of(
     ),
     st.builds(schema.EngineConfig, kind=st.just("reference"), zero_stage=st.just(0)),
 )
+
+
+def run_config(
+    towers: tuple[dict[str, Any], schema.ObjectiveConfig],
+    model: schema.ModelConfig,
+    **sections: Any,
+) -> RunConfig:
+    sharing, objective = towers
+    return RunConfig(model=replace(model, **sharing), objective=objective, **sections)
+
+
 CONFIGS = st.builds(
-    RunConfig,
+    run_config,
+    towers=TOWERS,
     recipe=st.sampled_from(list(RECIPES)),
     seed=st.integers(0, 2**63 - 1),
     model=MODELS,
-    objective=OBJECTIVES,
     data=DATA,
     batch=BATCHES,
     optim=st.builds(schema.OptimConfig, learning_rate=rates(), beta1=SHARES, eps=rates()),

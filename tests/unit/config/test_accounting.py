@@ -4,10 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from electra_dist.config.accounting import (
+    OBJECTIVES_OF_CAUSAL_TOWERS,
     OBJECTIVES_OF_ONE_TOWER,
+    OBJECTIVES_WITHOUT_GENERATOR,
     flops_of_row,
     google_flops_of_row,
     is_decayed,
@@ -28,6 +31,7 @@ from electra_dist.engine.optim import decay_groups
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
 from electra_dist.model.objectives import OBJECTIVES
+from tests.variants import SPECIAL_IDS, VARIANTS, variant_of
 
 
 def with_vocabulary(config: RunConfig) -> RunConfig:
@@ -53,18 +57,41 @@ def test_parameters_are_those_of_the_paper(recipe: str, joint: int, discriminato
     assert num_parameters(RECIPES[recipe]()) == {"joint": joint, "discriminator": discriminator}
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_shapes_are_those_of_the_built_module_in_its_order(recipe: str, objective: str) -> None:
-    config = replace(RECIPES[recipe](), objective=ObjectiveConfig(name=objective))
+def test_shapes_are_those_of_the_built_module_in_its_order(recipe: str, variant: str) -> None:
+    config = variant_of(RECIPES[recipe](), variant)
     model = built(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert list(parameter_shapes(config).items()) == list(shapes.items())
     product = model.discriminator or model.generator
+    # A difference from shared tables is merged into them in the product.
+    merged = [p.numel() for n, p in product.named_parameters() if ".difference." not in n]
     assert num_parameters(config) == {
         "joint": sum(p.numel() for p in model.parameters()),
-        "discriminator": sum(p.numel() for p in product.parameters()),
+        "discriminator": sum(merged),
     }
+
+
+def test_parameters_of_other_towers_are_those_that_their_sizes_give() -> None:
+    small, V, P, T, E, D, G = RECIPES["small"](), 30522, 512, 2, 128, 256, 64
+    joint, product = num_parameters(small).values()
+
+    def of(variant: str) -> tuple[int, int]:
+        counts = num_parameters(variant_of(small, variant))
+        return counts["joint"], counts["discriminator"]
+
+    tables = (V + P + T) * E + 2 * E
+    assert of("disentangled") == (joint + tables, product)
+    # Own tables of width G, no projection from E to G, a head that leads to G and not to E.
+    own = (V + P + T) * G + 2 * G - (E * G + G) + (G * G + 3 * G) - (G * E + 3 * E)
+    assert of("untied tables") == (joint + own, product)
+    # The transformer, with the head that a generator as wide as it has.
+    assert of("one transformer") == (product + D * E + 3 * E + V, product)
+    assert of("uniform generator") == (product, product)
+    # One tower and its projection more, and a head that reads both.
+    layer = 4 * (G * G + G) + 2 * 4 * G * G + 4 * G + G + 4 * G
+    assert of("electric") == (joint + 12 * layer + E * G + G + G * E, product)
 
 
 @given(
@@ -101,6 +128,10 @@ def test_decay_is_told_by_name_as_the_optimizer_does() -> None:
 def test_objectives_of_one_tower_are_those_without_a_discriminator() -> None:
     single = {name for name, one in OBJECTIVES.items() if not one.has_discriminator}
     assert single == set(OBJECTIVES_OF_ONE_TOWER)
+    alone = {name for name, one in OBJECTIVES.items() if one.generator is None}
+    assert alone == set(OBJECTIVES_WITHOUT_GENERATOR)
+    causal = {name for name, one in OBJECTIVES.items() if one.generator == "two_towers"}
+    assert causal == set(OBJECTIVES_OF_CAUSAL_TOWERS)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +156,15 @@ def test_flops_are_those_that_google_publishes(
     assert f"{train_flops(config)['google']:.4e}" == flops
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-@pytest.mark.parametrize("recipe", ["tiny", "small"])
-def test_usual_flops_are_what_torch_counts_on_the_module(recipe: str, objective: str) -> None:
-    config = replace(RECIPES[recipe](), objective=ObjectiveConfig(name=objective))
+@pytest.mark.parametrize(
+    ("recipe", "variant"), [("small", "electra"), *(("tiny", variant) for variant in VARIANTS)]
+)
+def test_usual_flops_are_what_torch_counts_on_the_module(recipe: str, variant: str) -> None:
+    config = variant_of(RECIPES[recipe](), variant)
     config = with_vocabulary(replace(config, batch=BatchConfig(micro_batch_size=1)))
-    model = JointElectra(config)
-    with FlopCounterMode(display=False) as counter:
+    model = JointElectra(config, SPECIAL_IDS)
+    # torch counts fused attention on CUDA only; a pass without dropout would take it.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(full_row(config)).total.backward()
     assert counter.get_total_flops() == flops_of_row(config)
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from electra_dist.config.accounting import vocab_size
 from electra_dist.config.memory import FP32, activation_stages, memory_of_rank
 from electra_dist.config.recipes import RECIPES
-from electra_dist.config.schema import BatchConfig, EngineConfig, ObjectiveConfig, RunConfig
+from electra_dist.config.schema import BatchConfig, EngineConfig, RunConfig
 from electra_dist.config.zero import ZeroSettings
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.objectives import OBJECTIVES
+from tests.variants import SPECIAL_IDS, VARIANTS, variant_of
 
 NUM_ROWS = 1
 
 
-def config_of(recipe: str, objective: str = "electra", dropout: float = 0.1) -> RunConfig:
-    run = RECIPES[recipe]()
+def config_of(recipe: str, variant: str = "electra", dropout: float = 0.1) -> RunConfig:
+    run = variant_of(RECIPES[recipe](), variant)
     model = replace(
         run.model,
         vocab_size=vocab_size(run),
@@ -32,7 +32,6 @@ def config_of(recipe: str, objective: str = "electra", dropout: float = 0.1) -> 
     return replace(
         run,
         model=model,
-        objective=ObjectiveConfig(name=objective),
         batch=BatchConfig(global_batch_size=NUM_ROWS, micro_batch_size=NUM_ROWS),
         engine=EngineConfig(kind="reference"),
     )
@@ -55,7 +54,7 @@ def full_rows(config: RunConfig) -> Batch:
 
 def kept_bytes(config: RunConfig) -> int:
     """Floating-point memory that is alive between the forward and the backward pass."""
-    model, batch = JointElectra(config), full_rows(config)
+    model, batch = JointElectra(config, SPECIAL_IDS), full_rows(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     alive: dict[int, Tensor] = {}
 
@@ -74,10 +73,17 @@ def kept_bytes(config: RunConfig) -> int:
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.0])
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
+@pytest.mark.parametrize("variant", ["electra", "mlm"])
 @pytest.mark.parametrize("recipe", ["tiny", "small", "base"])
-def test_activations_are_what_autograd_keeps(recipe: str, objective: str, dropout: float) -> None:
-    config = config_of(recipe, objective, dropout)
+def test_activations_are_what_autograd_keeps(recipe: str, variant: str, dropout: float) -> None:
+    config = config_of(recipe, variant, dropout)
+    predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
+    assert predicted == pytest.approx(kept_bytes(config), rel=0.01)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS)[2:])
+def test_activations_of_other_objectives_and_towers_are_what_autograd_keeps(variant: str) -> None:
+    config = config_of("tiny", variant)
     predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
     assert predicted == pytest.approx(kept_bytes(config), rel=0.01)
 

@@ -16,7 +16,8 @@ INF, NAN = float("inf"), float("nan")
 POSITIVE = {
     "model": "num_layers hidden_size embedding_size generator_num_layers generator_hidden_size "
     "vocab_size max_position_embeddings type_vocab_size layer_norm_eps initializer_range",
-    "objective": "mask_prob temperature",
+    "objective": "mask_prob mask_prob_end mask_prob_anneal_steps temperature temperature_end "
+    "temperature_anneal_steps",
     "data": "shuffle_block_size shuffle_window_blocks num_lanes",
     "batch": "global_batch_size micro_batch_size",
     "optim": "learning_rate eps clip_norm",
@@ -30,7 +31,7 @@ POSITIVE = {
 }
 SHARES = {
     "model": "hidden_dropout attention_dropout",
-    "objective": "mask_prob",
+    "objective": "mask_prob mask_prob_end",
     "optim": "beta1 beta2 weight_decay",
 }
 IMPOSSIBLE: list[tuple[str, Any, str]] = [

@@ -1,4 +1,5 @@
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -305,3 +306,68 @@ def test_every_candidate_is_as_likely_whatever_is_drawn(masking: str) -> None:
     # 0.018 is the deviation of a count. The first token of a row starts a group always, and the
     # last group is cut at its end: its share is 5 % over the others.
     assert np.abs(counts / counts.mean() - 1).max() < 0.08
+
+
+def with_replacement(mask_prob: float, max_masked: int, seed: int = 7) -> MaskRule:
+    return replace(rule(mask_prob, max_masked, seed), with_replacement=True)
+
+
+@given(ROWS, st.floats(0.01, 0.99), st.integers(1, 12), st.integers(0, 2**63 - 1))
+@settings(max_examples=100, deadline=None)
+def test_with_replacement_the_count_is_full_and_every_slot_holds_a_candidate(
+    rows: list[tuple[list[int], int, int]], mask_prob: float, max_masked: int, seed: int
+) -> None:
+    ids, num_tokens, positions = (np.array(column) for column in zip(*rows, strict=True))
+    how = with_replacement(mask_prob, max_masked, seed)
+    masks = mask_rows(ids, num_tokens, positions, how)
+    counts = num_selected(num_tokens, mask_prob, min(max_masked, ids.shape[1]))
+    for index, tokens in enumerate(ids.tolist()):
+        candidates = [i for i in range(num_tokens[index]) if tokens[i] not in NEVER]
+        chosen = used(masks, index)
+        assert len(chosen) == (counts[index] if candidates else 0)
+        assert set(chosen) <= set(candidates)
+        for place, (before, after) in enumerate(
+            zip(tokens, masks.masked_ids_BL[index].tolist(), strict=True)
+        ):
+            assert after == before or (place in chosen and after == MASK)
+
+
+def test_with_replacement_slots_are_drawn_apart_and_some_positions_come_twice() -> None:
+    ids, num_tokens = same_rows(20_000, 128, 128)
+    masks = mask_rows(ids, num_tokens, np.arange(20_000), with_replacement(0.15, 19))
+    chosen = masks.positions_BN.astype(int)
+    assert chisquare(np.bincount(chosen.ravel(), minlength=128)[1:127]).pvalue > 1e-4
+    # Of 19 draws from 126 about 17.7 are unique: 13.8 % of a row, as google's defect has it.
+    unique = np.mean([len(set(row)) for row in chosen.tolist()])
+    assert unique == pytest.approx(126 * (1 - (1 - 1 / 126) ** 19), abs=0.02)
+    assert unique / 128 == pytest.approx(0.138, abs=0.001)
+    # Each draw becomes [MASK] by itself: one that came twice stays with 0.15 x 0.15.
+    became = np.take_along_axis(masks.masked_ids_BL, chosen, 1) == MASK
+    twice = (chosen[:, :, None] == chosen[:, None, :]).sum(axis=2) == 2
+    assert binomtest(int(became[twice].sum()) // 2, int(twice.sum()) // 2, 0.9775).pvalue > 1e-4
+
+
+@given(st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(1, 20), st.integers(1, 8), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_share_of_a_row_follows_from_its_position(
+    start: float, end: float, anneal_steps: int, batch_size: int, data: st.DataObject
+) -> None:
+    positions = np.array(data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=12)))
+    num_tokens = np.array(
+        data.draw(st.lists(st.integers(4, 48), min_size=len(positions), max_size=len(positions)))
+    )
+    ids = np.array([row(n, 48) for n in num_tokens.tolist()])
+    how = replace(
+        rule(start, 30), mask_prob_end=end, anneal_steps=anneal_steps, samples_a_step=batch_size
+    )
+    masks = mask_rows(ids, num_tokens, positions, how)
+    for index, position in enumerate(positions.tolist()):
+        share = min(1.0, (position // batch_size) / anneal_steps)
+        mask_prob = start + (end - start) * share
+        count = int(num_selected(num_tokens[index : index + 1], mask_prob, 30)[0])
+        assert len(used(masks, index)) == min(count, num_tokens[index] - 2)
+        # What is drawn is the same draw: a larger share goes on where a smaller one ends.
+        constant = mask_rows(
+            ids[[index]], num_tokens[[index]], positions[[index]], rule(0.99, 30)
+        ).positions_BN[0]
+        assert used(masks, index) == constant[: len(used(masks, index))].tolist()

@@ -12,6 +12,7 @@ from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.model import random
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
+from tests.variants import SPECIAL_IDS
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
@@ -40,7 +41,7 @@ def make_config(objective: str = "electra", **model: float) -> RunConfig:
 
 def scrambled(config: RunConfig, seed: int = 0) -> JointElectra:
     """A module in eval mode whose biases and LayerNorms are no longer 0 and 1."""
-    model = JointElectra(config)
+    model = JointElectra(config, SPECIAL_IDS)
     noise = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
