@@ -15,10 +15,16 @@ H heads, L positions; V vocabulary; P parameters; W ranks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from electra_dist.config.accounting import Tower, parameter_shapes, towers, vocab_size
+from electra_dist.config.accounting import (
+    Tower,
+    padded_shapes,
+    parameter_shapes,
+    towers,
+    vocab_size,
+)
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import ZeroSettings
 
@@ -78,7 +84,7 @@ class Stage:
 def activation_stages(config: RunConfig, device: Device) -> list[Stage]:
     """The stages of a pass of the joint module over one micro-batch, in forward order."""
     stages = []
-    shapes, size = parameter_shapes(config), element_bytes(config)
+    shapes, size = padded_shapes(config), element_bytes(config)
     for tower in towers(config):
         # An encoder of its own stands under the tower's name, a shared one at the root.
         encoder = (
@@ -87,14 +93,17 @@ def activation_stages(config: RunConfig, device: Device) -> list[Stage]:
         project, layer, head = (
             size * sum(math.prod(s) for name, s in shapes.items() if name.startswith(prefix))
             for prefix in (
-                f"{encoder}.embeddings_project",
-                f"{encoder}.layers.0.",
+                f"{encoder}.embeddings_",
+                f"{encoder}.layers.{tower.num_layers - 1}.",
                 f"{tower.name}.head.",
             )
         )
         num_encoders = len(tower.encoders)
         stages.append(_embeddings(config, tower, device, num_encoders * project))
-        stages += [_layer(config, tower, device, layer)] * (num_encoders * tower.num_layers)
+        layers = [_layer(config, tower, device, layer)] * (num_encoders * tower.num_layers)
+        if config.model.backbone == "modern":
+            layers[0] = _without_first_norm(config, tower, layers[0])
+        stages += layers
         stages.append(_head(config, tower, head))
     return stages
 
@@ -106,14 +115,21 @@ def element_bytes(config: RunConfig) -> int:
 
 def _embeddings(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
     width, tokens = tower.embedding_size, _tokens(config)
-    elements = width  # sum of the three tables: LayerNorm's input
-    elements += width  # dropped: the input of the projections or the first layers
-    elements += len(tower.encoders) * tower.width if tower.width != width else 0  # projected
+    if config.model.backbone == "modern":
+        elements = width if tower.width != width else 0  # the projection's input
+        width = tower.width  # norm and dropout stand behind the projection
+        elements += 2 * width  # the norm's input; dropped: the residual stream
+    else:
+        elements = width  # sum of the three tables: LayerNorm's input
+        elements += width  # dropped: the input of the projections or the first layers
+        elements += len(tower.encoders) * tower.width if tower.width != width else 0  # projected
     kept = elements * element_bytes(config) + 2 * FP32  # mean and deviation
     kept += width * _mask_bytes(config, device, config.model.hidden_dropout)
-    return Stage(
-        kept=tokens * kept, gradients=gradients, table_gradient=_table_bytes(config, tower)
-    )
+    kept *= tokens
+    if config.model.backbone == "modern":  # cosines and sines of both kinds of layers, for one row
+        head_width = tower.width // tower.num_heads
+        kept += 2 * config.data.sequence_length * head_width * element_bytes(config)
+    return Stage(kept=kept, gradients=gradients, table_gradient=_table_bytes(config, tower))
 
 
 def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
@@ -130,33 +146,50 @@ def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> S
         extra = 0
     elements += width  # LayerNorm's input
     elements += width  # its output, the input of ffn_in
-    elements += 2 * 4 * width  # before and after GELU
-    elements += width  # LayerNorm's input
+    inner = config.model.inner_width(width)
+    # Before and after GELU; modern: both halves, the gate's product too.
+    elements += (4 if config.model.backbone == "modern" else 2) * inner
+    elements += width  # LayerNorm's input; modern: the output of the first norm
     output = width  # its output, the input of what follows
     extra += 2 * 2 * FP32  # mean and deviation of two LayerNorms
     extra += 2 * width * _mask_bytes(config, device, config.model.hidden_dropout)
     inside = tokens * (elements * size + extra)
     # ffn_out's gradient stands beside all that is kept; in attention's, thirteen tensors of the
     # layer are gone, scores and the gradients of queries, keys and values have come.
-    backward = tokens * size * max(4 * width, 0 if is_fused else weights_a_token - 5 * width)
+    backward = tokens * size * max(inner, 0 if is_fused else weights_a_token - 5 * width)
     output *= tokens * size
     if config.engine.activation_checkpointing:
         return Stage(kept=output, backward=inside + backward, gradients=gradients)
     return Stage(kept=inside + output, backward=backward, gradients=gradients)
 
 
+def _without_first_norm(config: RunConfig, tower: Tower, layer: Stage) -> Stage:
+    """modern: the first layer reads the embeddings, which are normed already."""
+    less = _tokens(config) * (tower.width * element_bytes(config) + 2 * FP32)
+    if config.engine.activation_checkpointing:
+        return replace(layer, backward=layer.backward - less)
+    return replace(layer, kept=layer.kept - less)
+
+
 def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:
     size = element_bytes(config)
+    is_modern = config.model.backbone == "modern"
     if not tower.makes_logits:
         kept = 2 * tower.width * size  # before and after GELU
+        if is_modern:  # of the last layer's norm, of the head's, their means and deviations
+            kept += 2 * tower.width * size + 4 * FP32
         kept += 3 * FP32  # logit, label, loss
         tokens = _tokens(config)
         return Stage(kept=tokens * kept, backward=tokens * tower.width * size, gradients=gradients)
-    slots, logits = config.batch.micro_batch_size * config.max_masked, vocab_size(config)
+    slots, logits = config.batch.micro_batch_size * config.max_masked, _rows(config)
     everywhere = tower.makes_logits_everywhere
     places = _tokens(config) if everywhere else slots
     inputs = len(tower.encoders) * tower.width
     kept = places * ((inputs + 3 * tower.embedding_size) * size + 2 * FP32)
+    if is_modern:  # head as wide as the tower; the last layer's norm, its mean and deviation
+        projected = tower.embedding_size if tower.embedding_size != tower.width else 0
+        kept = places * ((4 * tower.width + projected) * size + 2 * FP32)
+        kept += _tokens(config) * (tower.width * size + 2 * FP32)
     kept += places * logits * FP32  # probabilities
     kept += slots * logits * FP32  # their logarithms at masked slots, which evaluation reads
     forward = places * logits * size  # the logits themselves
@@ -183,7 +216,12 @@ def _sampling_bytes(config: RunConfig) -> int:
 
 
 def _table_bytes(config: RunConfig, tower: Tower) -> int:
-    return element_bytes(config) * vocab_size(config) * tower.embedding_size
+    return element_bytes(config) * _rows(config) * tower.embedding_size
+
+
+def _rows(config: RunConfig) -> int:
+    """Of a word table with its padding: as many logits are made a slot."""
+    return config.model.padded(vocab_size(config))
 
 
 def _tokens(config: RunConfig) -> int:
@@ -224,7 +262,8 @@ def memory_of_rank(
     if during_update > gradients + activations + buckets:
         # Little was computed at once: the update is the fullest moment.
         gradients, activations, buckets = held.gradients, 0, held.update
-    share = FP32 * (1 + NUM_MOMENTS) * held.num_parameters // world_size
+    saved = sum(map(math.prod, parameter_shapes(config).values()))
+    share = FP32 * (1 + NUM_MOMENTS) * saved // world_size
     return Memory(
         weights=held.weights,
         gradients=gradients,
@@ -239,7 +278,6 @@ def memory_of_rank(
 class _Held:
     """What an engine holds beside activations, in bytes."""
 
-    num_parameters: int
     weights: int
     optimizer: int
     gradients: int
@@ -254,9 +292,8 @@ class _Held:
 
 def _replicated(config: RunConfig, world_size: int) -> _Held:
     """The reference engine: everything on every rank, gradients summed in one flat tensor."""
-    total = sum(map(math.prod, parameter_shapes(config).values()))
+    total = sum(map(math.prod, padded_shapes(config).values()))
     return _Held(
-        num_parameters=total,
         weights=FP32 * total,
         optimizer=FP32 * NUM_MOMENTS * total,
         gradients=FP32 * total,
@@ -267,7 +304,7 @@ def _replicated(config: RunConfig, world_size: int) -> _Held:
 
 def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Device) -> _Held:
     """DeepSpeed's engine (0.19.8, read and measured at one rank on a CPU)."""
-    sizes = [math.prod(shape) for shape in parameter_shapes(config).values()]
+    sizes = [math.prod(shape) for shape in padded_shapes(config).values()]
     total, stage, size = sum(sizes), config.engine.zero_stage, element_bytes(config)
     share = -(-total // world_size)
     # torch.empty: a GPU gives all of a bucket away, a CPU only the pages that are written, which
@@ -276,7 +313,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     state = 0 if zero.is_offloaded and device == "cuda" else FP32 * share
     if stage == 0:
         return _Held(
-            num_parameters=total,
             weights=size * total,
             optimizer=NUM_MOMENTS * FP32 * total,
             gradients=size * total,
@@ -286,7 +322,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     if stage in (1, 2):
         num_buffers = (2 if zero.overlap_comm else 1) if zero.contiguous_gradients else 0
         return _Held(
-            num_parameters=total,
             weights=size * total + state,
             optimizer=NUM_MOMENTS * state,
             gradients=size * total if stage == 1 else size * share,
@@ -297,7 +332,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     persistent = sum(n for n in sizes if n < zero.parameter_persistence_threshold)
     gathered = total if zero.max_reuse_distance > 2 * total else persistent + 2 * max(sizes)
     return _Held(
-        num_parameters=total,
         weights=size * (share + min(total, gathered)) + state,
         optimizer=NUM_MOMENTS * state,
         gradients=size * share,
@@ -315,7 +349,7 @@ def _fullest(
     # The results of the pass before live until this one's are there.
     earlier = 0
     if not is_first_pass and any(tower.makes_logits for tower in towers(config)):
-        earlier = FP32 * config.batch.micro_batch_size * config.max_masked * vocab_size(config)
+        earlier = FP32 * config.batch.micro_batch_size * config.max_masked * _rows(config)
     before = 0 if is_first_pass else held.gradients
     kept, moments = batch, []
     for stage in stages:

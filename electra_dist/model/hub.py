@@ -33,6 +33,7 @@ from electra_dist.model.hub_sharing import (
     subtract_shared,
     weights_alone,
 )
+from electra_dist.model.padding import stored_parameters, stored_shapes
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.special_tokens import special_tokens, token_ids
 
@@ -141,7 +142,7 @@ def load(folder: Path) -> JointElectra:
     """
     imported = read(folder)
     model = JointElectra(imported.config)
-    parameters = dict(model.named_parameters())
+    parameters = stored_parameters(model)
     for name, value in imported.weights.items():
         parameters[name].copy_(value)
     return model
@@ -190,7 +191,7 @@ def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, An
             "ElectraForPreTraining" if tower == "discriminator" else "ElectraForMaskedLM"
         ],
         "model_type": "electra",
-        "vocab_size": len(model.embeddings.word.weight),
+        "vocab_size": model.vocab_size,
         "embedding_size": weights_alone(model, tower)["embeddings.word.weight"].shape[1],
         "hidden_size": config.generator_hidden_size if narrow else config.hidden_size,
         "num_hidden_layers": config.generator_num_layers if narrow else config.num_layers,
@@ -273,7 +274,7 @@ def _translated(
     model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
     """A tower's weights by our names if tied, their shapes checked against its config.json."""
-    parameters = dict(model.named_parameters())
+    shapes = stored_shapes(model)
     own_names = own_names_of(model, tower)
     for ours, theirs in _names_of(model, tower).items():
         if any(name not in weights for name in theirs):
@@ -281,7 +282,7 @@ def _translated(
                 continue  # a bare ElectraModel has no heads
             raise UserError(f"{folder}: the weights lack {theirs[0]}; is it a whole ELECTRA model?")
         value = torch.cat([weights[name] for name in theirs]) if theirs[1:] else weights[theirs[0]]
-        wanted = parameters[own_names[ours]].shape
+        wanted = shapes[own_names[ours]]
         if value.shape != wanted:
             raise UserError(
                 f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, "

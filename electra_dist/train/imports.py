@@ -19,6 +19,7 @@ from electra_dist.data.tokenize import load_tokenizer
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 
 _WORD_TABLE = "embeddings.word.weight"
 
@@ -51,7 +52,7 @@ def import_hf(
         config = imported.config
     config = _of_vocabulary(config, weights[_WORD_TABLE].shape[0])
     model = JointElectra(config)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = stored_parameters(model)
     _check({n: tuple(v.shape) for n, v in weights.items()}, parameters, folder)
     fresh = sorted({".".join(name.split(".")[:2]) for name in parameters if name not in weights})
 
@@ -100,7 +101,7 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
     if config is not None:
         config = _of_vocabulary(config, foreign.shapes[_WORD_TABLE][0])
         with torch.device("meta"):
-            parameters = dict(JointElectra(config).named_parameters())
+            parameters = stored_parameters(JointElectra(config))
         _check(foreign.shapes, parameters, foreign.folder)
         lacking = sorted(parameters.keys() - foreign.shapes.keys())
         if lacking:
