@@ -48,10 +48,12 @@ class Generator(nn.Module):
         places_T: Tensor | None = None,
         *,
         drops: bool = True,
+        with_padding: bool = False,
     ) -> Tensor:
         """Logits [B, N, V] at `positions_BN`; what stands behind them as in `Batch`.
 
-        `drops` = False leaves dropout out in training too.
+        `drops` = False leaves dropout out in training too. `with_padding` gives all R columns of a
+        padded word table, those beyond V being -inf: a loss takes them without a copy.
         """
         key, keys_S = draw_keys(self.encoder, ids_BL.device) if drops else (None, None)
         embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
@@ -59,8 +61,9 @@ class Generator(nn.Module):
             embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S, position_ids_BL
         )
         index_BND = positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])
-        logits_BNV: Tensor = self.head(hidden_BLD.gather(1, index_BND), self.embeddings.word.weight)
-        return logits_BNV
+        word = self.embeddings.word
+        logits_BNR: Tensor = self.head(hidden_BLD.gather(1, index_BND), word.weight)
+        return logits_BNR if with_padding else logits_BNR[..., : word.num_ids]
 
 
 class Discriminator(nn.Module):

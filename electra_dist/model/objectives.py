@@ -63,6 +63,7 @@ def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> 
         batch.position_ids_BL,
         batch.places_T,
         drops=drops,
+        with_padding=True,
     )
     return logits_BNV
 
@@ -192,6 +193,7 @@ def _cloze(model: JointElectra, batch: Batch) -> _Cloze:
         batch.block_ids_BL,
         batch.position_ids_BL,
         batch.places_T,
+        with_padding=True,
     )
     losses_BL, log_probs_BLV, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL, model.vocab_size)
     loss = _mean(losses_BL, _candidates(model, batch).to(losses_BL.dtype))
