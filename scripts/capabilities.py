@@ -58,9 +58,13 @@ CAPABILITIES: dict[str, Capability] = {
         ),
         Capability(
             name="ssh",
-            what="no ssh server or no `ip` for hosts in network namespaces",
-            remedy="apt-get install -y --no-install-recommends openssh-server iproute2",
-            is_there=lambda: _on_path("sshd", "ssh", "ip"),
+            what="no ssh hosts (sshd, ssh, pdsh, ip, unshare), or not root, who may make them",
+            remedy="apt-get install -y --no-install-recommends openssh-server openssh-client pdsh "
+            "iproute2 procps util-linux",
+            is_there=lambda: (
+                os.geteuid() == 0
+                and _on_path("sshd", "ssh", "ssh-keygen", "pdsh", "ip", "nsenter", "unshare")
+            ),
         ),
         Capability(
             name="gpu",

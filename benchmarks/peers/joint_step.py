@@ -22,7 +22,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from electra_dist.config.schema import RunConfig
-from electra_dist.engine.optim import ElectraAdam, clip_gradients, decay_groups
+from electra_dist.engine.gradients import clip_gradients
+from electra_dist.engine.optim import ElectraAdam, decay_groups
 from electra_dist.engine.protocol import to_batch
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ WITH_OVERRIDES = (
     ["trace"],
     ["config", "show"],
     ["corpus", "audit"],
-    ["submit", "slurm"],
+    *(["submit", way] for way in ("slurm", "submitit", "deepspeed", "mpi", "torchrun")),
 )
 """Commands that take any knob of the config as `--section.field value`."""
 

@@ -14,11 +14,11 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
   --data.blend CORPUS 3 CORPUS 1    --data.num_lanes 1              --data.skips FIRST LAST ...
   --batch.global_batch_size 128     --batch.micro_batch_size 32
   --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
-  --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.clip_norm 1.0
-  --objective.name electra|mlm      --objective.mask_prob 0.15      --objective.disc_weight 50
+  --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.name lamb|adamw|...
+  --objective.name electra|mlm|...  --objective.mask_prob 0.15      --objective.disc_weight 50
   --model.hidden_size 256           --model.num_layers 12           --model.generator_hidden_size 64
-  --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.precision fp32|bf16
-  --engine.deepspeed_config JSON    --engine.threads_per_rank N
+  --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.threads_per_rank N
+  --engine.deepspeed_config JSON    --engine.precision fp32|bf16|fp16
   --checkpoint.every_steps 1000     --checkpoint.keep_last 3
   --metrics.log_every 10            --metrics.eval_every 1000       --seed 0
   --resilience.max_restarts 3       --resilience.min_world_size N
@@ -40,8 +40,14 @@ def add_run(parent: Any) -> None:
     pretrain.add_argument("--nproc", type=int, help="start this many ranks on this machine")
     pretrain.add_argument(
         "--launcher",
-        choices=("local", "srun"),
-        help="who starts the ranks: local with --nproc (default), srun in a Slurm batch script",
+        choices=("local", "srun", "node"),
+        help="who starts the ranks: local with --nproc (default); srun in a Slurm batch script, a "
+        "rank on each task, or with --nproc so many; node: --nproc ranks as one task of several",
+    )
+    pretrain.add_argument(
+        "--exclude-bad-nodes",
+        action="store_true",
+        help="with --launcher srun: let the doctor look at each node first, leave bad ones out",
     )
     pretrain.add_argument(
         "--max-restarts",
@@ -82,7 +88,7 @@ def add_run(parent: Any) -> None:
     stop = command(parent, "stop", run.stop)
     stop.add_argument("run", type=Path, metavar="RUN")
     status = command(parent, "status", run.status)
-    status.add_argument("run", type=Path, metavar="RUN")
+    status.add_argument("run", type=Path, metavar="RUN|JOB", help="a folder, or a Slurm job's id")
     status.add_argument("--json", action="store_true", help="one JSON document")
     report = command(parent, "report", run.report)
     report.add_argument("run", type=Path, metavar="RUN")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from electra_dist.commands import ranks
 from electra_dist.config import variables
 from electra_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from electra_dist.config.schema import RunConfig
 
 
 def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -24,7 +20,7 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
 
     # Before torch is loaded: its store would warn on the console of each 500 ms of waiting.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    _check_launch(args)
+    ranks.check_launch(args)
     path = args.config
     if path is None and args.recipe is None and (args.out / "config.json").is_file():
         path = args.out / "config.json"  # a resume needs no other words than --out
@@ -36,12 +32,9 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
         from electra_dist.runtime.job_end import parse_time_limit
 
         os.environ[variables.END_TIME] = repr(time.time() + parse_time_limit(args.time_limit))
+    if args.launcher == "node":
+        return ranks.one_node(args, path, beginning_words, overrides)
     if args.launcher == "none":
-        if args.max_restarts is not None:
-            raise UserError(
-                f"--max-restarts {args.max_restarts} needs ranks that electra-dist starts itself: "
-                "give --nproc N, or --launcher srun"
-            )
         from electra_dist.train.beginning import Beginning
         from electra_dist.train.main import pretrain
 
@@ -50,70 +43,7 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
             source=source, is_fork=args.resume_from is not None, keep_moments=args.keep_moments
         )
         return pretrain(config, args.out, beginning if source else None)
-    return _supervised(args, config, path, beginning_words, overrides)
-
-
-def _supervised(
-    args: argparse.Namespace,
-    config: RunConfig,
-    path: Path | None,
-    beginning_words: list[str],
-    overrides: list[str],
-) -> int:
-    """Start the ranks of a run, and again after a crash."""
-    from electra_dist.launch.restarts import Limits
-    from electra_dist.launch.srun import SrunLauncher
-    from electra_dist.launch.supervisor import Launcher, LocalLauncher, supervise
-    from electra_dist.runtime.world import without_launcher_variables
-
-    limits = Limits(
-        max_restarts=(
-            config.resilience.max_restarts if args.max_restarts is None else args.max_restarts
-        ),
-        min_world_size=config.resilience.min_world_size,
-    )
-    if limits.max_restarts < 0:
-        raise UserError(f"--max-restarts {limits.max_restarts} must be at least 0")
-    environ = without_launcher_variables(os.environ)
-    launcher: Launcher
-    if args.launcher == "srun":
-        # A site's own word for the network comes from the batch script and is no rank's.
-        kept = ("SLURM_", "MASTER_ADDR", "MASTER_PORT")
-        slurm = {name: value for name, value in os.environ.items() if name.startswith(kept)}
-        launcher = SrunLauncher(
-            {**environ, **slurm}, args.out, no_kill=limits.min_world_size is not None
-        )
-    else:
-        launcher = LocalLauncher(args.nproc, environ, args.out)
-    program = shlex.split(os.environ.get(variables.RANK_COMMAND, ""))
-    rank = [*(program or [sys.executable, "-m", "electra_dist"]), "pretrain"]
-    given = [str(path)] if path else []
-    given += ["--recipe", args.recipe] if args.recipe else []
-    # The beginning's words again at each restart: the run may have crashed before it saved what it
-    # took from there; afterwards they are ignored.
-    out = ["--out", str(args.out), *beginning_words]
-    return supervise(
-        launcher,
-        args.out,
-        limits,
-        [*rank, *given, *out, *overrides],
-        resume_command=[*rank, str(args.out / "config.json"), *out],
-    )
-
-
-def _check_launch(args: argparse.Namespace) -> None:
-    """Settle who starts the ranks: `none` (this process is one), `local` or `srun`."""
-    if args.nproc is not None and args.nproc < 1:
-        raise UserError(f"--nproc {args.nproc} must be at least 1")
-    if args.launcher is None:
-        args.launcher = "none" if args.nproc is None else "local"
-    elif args.launcher == "srun" and args.nproc is not None:
-        raise UserError(
-            f"--nproc {args.nproc} does not go with --launcher srun, which starts a rank on each "
-            "task of the allocation; leave one of them out"
-        )
-    elif args.launcher == "local" and args.nproc is None:
-        raise UserError("--launcher local needs --nproc N, the number of ranks")
+    return ranks.supervised(args, config, path, beginning_words, overrides)
 
 
 def _beginning_words(args: argparse.Namespace) -> list[str]:
@@ -168,10 +98,13 @@ def stop(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def status(args: argparse.Namespace, _: list[str]) -> int:
-    """Say what a run is doing, from its folder alone."""
+    """Say what a run is doing, by its folder, and its jobs, where Slurm is there."""
+    from electra_dist.launch.jobs import JOB_ID, job_statuses, run_of_job
     from electra_dist.launch.run_folder import as_json, render, run_status
 
-    status = run_status(args.run)
+    is_job = JOB_ID.fullmatch(str(args.run)) and not args.run.exists()
+    run = run_of_job(str(args.run)) if is_job else args.run
+    status = replace(run_status(run), slurm=job_statuses(run))
     print(json.dumps(as_json(status), indent=2) if args.json else render(status))
     return 0
 

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from electra_dist.config.checks import require, require_positive
 from electra_dist.config.files import strict_values
@@ -40,8 +41,10 @@ class ClusterConfig:
     """Of --gres=gpu:TYPE:N."""
     tasks_per_node: int | None = None
     """Ranks on a node. Left out: one for each GPU, or one."""
+    tasks: Literal["per_gpu", "per_node"] = "per_gpu"
+    """What Slurm starts: each rank, or on each node one launcher that starts its ranks."""
     cpus_per_task: int | None = None
-    """--cpus-per-task: cores of a rank."""
+    """Cores of a rank: --cpus-per-task, times the ranks of a launcher."""
     mem: str | None = None
     """--mem of a node; "0" is all of it."""
     exclusive: bool = False
@@ -50,6 +53,8 @@ class ClusterConfig:
     """USR1 so long before the time limit; Slurm may be up to 30 s late with it."""
     requeue: bool = True
     """False where the site forbids requeues: use `submit slurm --chain N`."""
+    exclude_bad_nodes: bool = False
+    """Let the doctor look at each node before the ranks start, and leave bad ones out."""
     sbatch: tuple[str, ...] = ()
     """More words for #SBATCH lines, such as "--licenses=scratch"."""
     modules: tuple[str, ...] = ()
@@ -100,9 +105,19 @@ class ClusterConfig:
             )
 
     @property
-    def num_tasks_per_node(self) -> int:
+    def num_ranks_per_node(self) -> int:
         """Ranks on a node."""
         return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def num_ranks_per_task(self) -> int:
+        """Ranks that a task of Slurm's starts."""
+        return self.num_ranks_per_node if self.tasks == "per_node" else 1
+
+    @property
+    def num_tasks_per_node(self) -> int:
+        """Tasks that Slurm starts on a node."""
+        return self.num_ranks_per_node // self.num_ranks_per_task
 
 
 def find_cluster(name_or_path: str, environ: Mapping[str, str] = os.environ) -> Path:

@@ -36,6 +36,8 @@ RESUMABLE_FIELDS = (
     "engine.kind",
     "engine.zero_stage",
     "engine.precision",
+    "engine.initial_loss_scale",
+    "engine.loss_scale_window",
     "engine.deepspeed_config",
     "engine.threads_per_rank",
     "engine.timeout_seconds",

@@ -222,8 +222,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """ELECTRA's Adam: no bias correction, decoupled weight decay (algorithm: section 6)."""
+    """How gradients become updates; weight decay is decoupled in all (algorithm: section 6)."""
 
+    name: Literal["electra_adam", "adamw", "lamb"] = "electra_adam"
+    """electra_adam corrects no bias, adamw does; lamb scales each weight's update to its norm."""
     learning_rate: float = 5e-4
     """Peak of the schedule."""
     beta1: float = 0.9

@@ -258,6 +258,8 @@ def memory_of_rank(
     )
     stages = activation_stages(config, device)
     gradients, activations = _fullest(config, stages, held, is_first_pass=num_passes == 1)
+    if config.optim.name == "lamb":  # holds a shard's whole update until it knows the norms
+        held = replace(held, update=held.update + held.optimizer // NUM_MOMENTS)
     buckets, during_update = held.buckets, held.gradients + held.update
     if during_update > gradients + activations + buckets:
         # Little was computed at once: the update is the fullest moment.
@@ -291,14 +293,19 @@ class _Held:
 
 
 def _replicated(config: RunConfig, world_size: int) -> _Held:
-    """The reference engine: everything on every rank, gradients summed in one flat tensor."""
+    """The reference engine: everything on every rank, gradients summed in one flat tensor.
+
+    In half precision the model computes with copies, whose gradients are added to fp32 ones.
+    """
     total = sum(map(math.prod, padded_shapes(config).values()))
+    size = element_bytes(config)
+    copies = 0 if size == FP32 else size * total
     return _Held(
-        weights=FP32 * total,
+        weights=FP32 * total + copies,
         optimizer=FP32 * NUM_MOMENTS * total,
         gradients=FP32 * total,
-        as_they_come=True,
-        update=FP32 * total if world_size > 1 else 0,
+        as_they_come=copies == 0,
+        update=max(copies, FP32 * total if world_size > 1 else 0),
     )
 
 

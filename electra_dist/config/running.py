@@ -14,11 +14,15 @@ class EngineConfig:
     """Who computes a step and how its state is sharded."""
 
     kind: Literal["deepspeed", "reference"] = "deepspeed"
-    """deepspeed is the product; reference is plain PyTorch in fp32, the oracle of the tests."""
+    """deepspeed is the product; reference is plain PyTorch, nothing sharded: the tests' oracle."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the model computes in; the weights that the optimizer updates are fp32 in any case."""
+    initial_loss_scale: float = 65536.0
+    """fp16: what losses are multiplied by at first; each overflow halves it and skips an update."""
+    loss_scale_window: int = 2000
+    """fp16: steps without an overflow after which the scale is doubled."""
     deepspeed_config: str | None = None
     """JSON of ZeRO and communication keys (see deepspeed_configs/); any other key is refused."""
     threads_per_rank: int | None = None
@@ -34,21 +38,25 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            "engine", timeout_seconds=self.timeout_seconds, threads_per_rank=self.threads_per_rank
+            "engine",
+            timeout_seconds=self.timeout_seconds,
+            threads_per_rank=self.threads_per_rank,
+            loss_scale_window=self.loss_scale_window,
+        )
+        scale = self.initial_loss_scale
+        require(
+            1.0 <= scale <= 2.0**32 and math.frexp(scale)[0] == 0.5,
+            "engine.initial_loss_scale",
+            scale,
+            "must be a power of two from 1 to 2**32, so that scaling rounds nothing",
+            "65536 is usual",
         )
         require(
-            not (self.kind == "reference" and self.precision != "fp32"),
+            not (self.kind == "deepspeed" and self.zero_stage == 0 and self.precision != "fp32"),
             "engine.precision",
             self.precision,
-            "the reference engine computes in fp32 only",
-            'set engine.kind = "deepspeed", or engine.precision = "fp32"',
-        )
-        require(
-            not (self.kind == "deepspeed" and self.zero_stage == 0 and self.precision == "bf16"),
-            "engine.precision",
-            self.precision,
-            "DeepSpeed's bf16 optimizer is wrong at engine.zero_stage = 0",
-            "use zero_stage 1, 2 or 3 for bf16",
+            "DeepSpeed's own optimizer for it is wrong at engine.zero_stage = 0",
+            f"use zero_stage 1, 2 or 3 for {self.precision}",
         )
         require(
             not (self.kind == "deepspeed" and self.zero_stage == 3 and self.compile),
@@ -163,6 +171,14 @@ class MetricsConfig:
     """Write TensorBoard event files under RUN/tensorboard."""
     peak_tflops: float | None = None
     """Peak of a device in 10^12 FLOP/s, for MFU. None: what a GPU's maker states; a CPU's own."""
+    alarm_recall: float | None = 0.01
+    """Alarm: the discriminator finds at most this share of what is replaced, and ... None: none."""
+    alarm_auc: float = 0.55
+    """... ranks tokens with at most this AUC (0.5 is chance)."""
+    alarm_sampled_accuracy: float | None = 0.85
+    """Alarm: so many of the generator's samples are the original that little is replaced."""
+    alarms_from_step: int | None = None
+    """Evaluations before it raise no alarm. Left out: the end of the warm-up."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -171,4 +187,20 @@ class MetricsConfig:
             eval_every=self.eval_every,
             eval_num_samples=self.eval_num_samples,
             peak_tflops=self.peak_tflops,
+        )
+        for name in ("alarm_recall", "alarm_auc", "alarm_sampled_accuracy"):
+            value = getattr(self, name)
+            require(
+                value is None or 0.0 <= value <= 1.0,
+                f"metrics.{name}",
+                value,
+                "must lie in [0, 1]",
+                "see docs/howto/anomalies.md",
+            )
+        require(
+            self.alarms_from_step is None or self.alarms_from_step >= 0,
+            "metrics.alarms_from_step",
+            self.alarms_from_step,
+            "is a step",
+            "give 0 for the first one",
         )

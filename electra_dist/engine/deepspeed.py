@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +22,17 @@ from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.ds_config import deepspeed_config
-from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
+from electra_dist.engine.ds_config import deepspeed_config, uses_nvme
+from electra_dist.engine.gradients import TowerNorms, clip_gradients
+from electra_dist.engine.optim import MOMENTS, make_optimizer
+from electra_dist.engine.parts import Part, Parts
 from electra_dist.engine.protocol import (
+    PLAIN,
     Fragment,
     LocalResult,
     MayApply,
     Question,
+    StepOptions,
     StepSums,
     disturbed,
     even_range,
@@ -37,6 +42,7 @@ from electra_dist.engine.protocol import (
     without_padding,
 )
 from electra_dist.engine.waits import count_as_waiting
+from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.padding import stored_shapes
@@ -69,6 +75,8 @@ class DeepSpeedEngine:
         phases: Phases | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(device)
+        if uses_nvme(config):
+            _require_asynchronous_io(config)
         self.device = device
         self.parameter_shapes = stored_shapes(model)
         self._num_elements = {n: p.numel() for n, p in model.named_parameters()}
@@ -80,13 +88,7 @@ class DeepSpeedEngine:
         num_micro_batches = config.batch.num_micro_batches
         num_passes = -(-num_micro_batches // world.world_size)
         self._loss_scale = world.world_size * num_passes / num_micro_batches
-        optim = config.optim
-        self.optimizer = ElectraAdam(
-            decay_groups(model, optim.weight_decay),
-            lr=0.0,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-        )
+        self.optimizer = make_optimizer(model, config.optim)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             # Left alone, DeepSpeed takes cuda:LOCAL_RANK, which need not exist on this rank.
             args=SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None,
@@ -99,6 +101,8 @@ class DeepSpeedEngine:
         if self._stage == 3:
             for module, parameter in self._engine.module.external_parameters():
                 deepspeed.zero.register_external_parameter(module, parameter)
+        self.optimizer.parts = self._parts()
+        self._norms = TowerNorms(self.optimizer.parts, counts=self._stage > 0 or world.is_leader)
 
     @property
     def module(self) -> nn.Module:
@@ -111,11 +115,16 @@ class DeepSpeedEngine:
         micro_batches: Sequence[MicroBatch],
         learning_rate: float,
         may_apply: MayApply = is_finite,
+        options: StepOptions = PLAIN,
     ) -> LocalResult:
         """See `Engine.step`."""
         self._engine.train()
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
+        if self._config.engine.precision == "fp16":
+            self._zero.loss_scale = options.loss_scale
+        self.optimizer.num_updates = options.updates_before(micro_batches)
+        self.optimizer.before_update = self._norms.add if options.measures_norms else None
         sums = StepSums()
         question = Question(lambda: sums.result(self._grad_norm()), may_apply)
         self.optimizer.may_apply = question.ask
@@ -133,7 +142,8 @@ class DeepSpeedEngine:
         # Stages 1 to 3 leave an update out by themselves, on all ranks, where the norm is not
         # finite: the optimizer has not asked then.
         question.ask()
-        return question.local
+        norms = self._norms.take(question.local.grad_norm, self._config.optim.clip_norm)
+        return replace(question.local, squared_norms=norms)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -218,6 +228,24 @@ class DeepSpeedEngine:
             return None
         return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start
 
+    def _parts(self) -> Parts:
+        """Where each parameter's pieces lie in the flat tensors that the optimizer is given."""
+        if self._stage == 0:
+            return Parts.whole(self._engine.module)
+        of: dict[Tensor, list[Part]] = {}
+        for number, (name, parameter) in enumerate(self._parameters.items()):
+            located = self._locate(name, parameter)
+            if located is not None:
+                flat, begin, _, length = located
+                of.setdefault(flat, []).append(Part(number, begin, length))
+        return Parts(names=list(self._parameters), of=of, sum_over_ranks=self._sum_over_ranks)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        with self._phases.enter("reduce"):
+            total = sums.to(self.device)  # off-loaded state lies on the host
+            dist.all_reduce(total)
+            return total.to(sums.device)
+
     def _grad_norm(self) -> float:
         """Of this step, when the optimizer asks. Stage 0 gives none and clips here."""
         if self._stage == 0:
@@ -244,3 +272,14 @@ def _import_deepspeed(device: torch.device) -> Any:
         dist_init_required=False,
     )
     return deepspeed
+
+
+def _require_asynchronous_io(config: RunConfig) -> None:
+    """Raise UserError where DeepSpeed cannot compile what reads and writes NVMe."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            f"{config.engine.deepspeed_config}: off-loading to nvme needs libaio, which is not "
+            'installed here; install libaio-dev, or off-load with "device": "cpu"'
+        )

@@ -14,6 +14,7 @@ from electra_dist.errors import UserError
 
 ALLOWED_KEYS = (
     "zero_optimization",
+    "aio",
     "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
@@ -51,6 +52,11 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         "gradient_clipping": config.optim.clip_norm if config.engine.zero_stage > 0 else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.engine.precision == "bf16"},
+        # A scale that DeepSpeed leaves alone (0 would be its own dynamic one): each step sets ours.
+        "fp16": {
+            "enabled": config.engine.precision == "fp16",
+            "loss_scale": config.engine.initial_loss_scale,
+        },
         # Our optimizer is plain element-wise torch: every ZeRO stage can shard it, off-loaded too.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -97,12 +103,35 @@ def _read(path: str) -> dict[str, Any]:
     return values
 
 
+def uses_nvme(config: RunConfig) -> bool:
+    """Whether the file keeps the weights that the model computes with on a disk of the node."""
+    path = config.engine.deepspeed_config
+    zero = _read(path).get("zero_optimization", {}) if path else {}
+    return _device(zero.get("offload_param")) == "nvme"
+
+
 def _refuse_unreachable_state(path: str, zero: dict[str, Any]) -> None:
-    """Settings that keep or cut the state in ways that our checkpoints cannot read."""
+    """Settings that keep or cut the state in ways that our checkpoints cannot read.
+
+    Weights on NVMe (`offload_param`) are copies: what is saved is made of the optimizer's masters.
+    """
     for key, value in zero.items():
-        is_nvme = isinstance(value, dict) and value.get("device") == "nvme"
-        if is_nvme or key.startswith(("mics_", "zero_hpz_")):
+        is_on_disk = key != "offload_param" and _device(value) == "nvme"
+        if is_on_disk or key.startswith(("mics_", "zero_hpz_")):
             raise UserError(
                 f"{path}: zero_optimization.{key} = {value!r} puts state where checkpoints do not "
-                'reach it; remove it, or off-load with "device": "cpu"'
+                'reach it; remove it, or off-load with "device": "cpu" (only offload_param may go '
+                "to nvme)"
             )
+    on_disk = _device(zero.get("offload_param")) == "nvme"
+    if on_disk and _device(zero.get("offload_optimizer")) != "cpu":
+        raise UserError(
+            f'{path}: offload_param on "nvme" needs zero_optimization.offload_optimizer = '
+            '{"device": "cpu"}, where checkpoints reach the masters; add it'
+        )
+
+
+def _device(value: Any) -> str | None:
+    """Where an `offload_...` section puts things, in the words of the file."""
+    device = value.get("device") if isinstance(value, dict) else None
+    return device if isinstance(device, str) else None

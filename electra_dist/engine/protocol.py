@@ -33,6 +33,9 @@ class LocalResult:
     every rank."""
     micro_batch_losses: Mapping[int, float] = field(default_factory=dict)
     """Loss of each real micro-batch that this rank ran, by its index in the step."""
+    squared_norms: Mapping[str, float] = field(default_factory=dict)
+    """This rank's part of the squared gradient norm of each tower and of what they share, where it
+    was asked for and the update was made."""
 
 
 MayApply = Callable[[LocalResult], bool]
@@ -43,6 +46,27 @@ must answer alike; it may be collective."""
 def is_finite(local: LocalResult) -> bool:
     """The least that must hold, and without other ranks' losses all that can be known."""
     return math.isfinite(local.grad_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a step needs beside data and rate. All of it is the run's: an engine remembers none."""
+
+    num_updates: int | None = None
+    """Updates of which the moments are made, for optimizers that correct their bias. None: as many
+    as there were steps."""
+    loss_scale: float = 1.0
+    """Losses are multiplied by it before the backward pass and gradients divided by it after."""
+    measures_norms: bool = False
+    """Whether the result has `squared_norms`."""
+
+    def updates_before(self, micro_batches: Sequence[MicroBatch]) -> int:
+        """`num_updates`, or the number of the step, counted from 0."""
+        return micro_batches[0].step if self.num_updates is None else self.num_updates
+
+
+PLAIN = StepOptions()
+"""A step in fp32 or bf16 of a run that left no update out."""
 
 
 class Fragment(NamedTuple):
@@ -75,6 +99,7 @@ class Engine(Protocol):
         micro_batches: Sequence[MicroBatch],
         learning_rate: float,
         may_apply: MayApply = is_finite,
+        options: StepOptions = PLAIN,
     ) -> LocalResult:
         """Forward, backward over a rank's passes (as many on all ranks), one clip, one update.
 

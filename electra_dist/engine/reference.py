@@ -1,8 +1,14 @@
-"""The oracle: one optimizer step in plain PyTorch, fp32, state replicated on every rank."""
+"""The oracle: one optimizer step in plain PyTorch, state replicated on every rank.
+
+In fp32 the model computes with the weights that the optimizer updates. In bf16 and fp16 it computes
+with a rounded copy of them; gradients are added up over micro-batches and ranks in fp32.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -10,12 +16,16 @@ from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.optim import MOMENTS, ElectraAdam, clip_gradients, decay_groups
+from electra_dist.engine.gradients import TowerNorms, clip_gradients
+from electra_dist.engine.optim import MOMENTS, make_optimizer
+from electra_dist.engine.parts import Parts
 from electra_dist.engine.protocol import (
+    PLAIN,
     Fragment,
     LocalResult,
     MayApply,
     Question,
+    StepOptions,
     StepSums,
     disturbed,
     even_shares,
@@ -28,6 +38,8 @@ from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ReferenceEngine:
@@ -44,17 +56,18 @@ class ReferenceEngine:
     ) -> None:
         self.device = device
         self.parameter_shapes = stored_shapes(model)
-        self._model = model.to(device)
-        self._parameters = dict(self._model.named_parameters())
+        self._model = self._masters = model.to(device)
+        dtype = DTYPES[config.engine.precision]
+        if dtype != torch.float32:
+            self._masters = copy.deepcopy(self._model)
+            for parameter in self._model.parameters():
+                parameter.data = parameter.data.to(dtype)
+        self._parameters = dict(self._masters.named_parameters())
         self._config, self._world, self._make_batch = config, world, make_batch
         self._phases = phases or Phases()
-        optim = config.optim
-        self.optimizer = ElectraAdam(
-            decay_groups(self._model, optim.weight_decay),
-            lr=0.0,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-        )
+        self.optimizer = make_optimizer(self._masters, config.optim)
+        self.optimizer.parts = Parts.whole(self._masters)
+        self._norms = TowerNorms(self.optimizer.parts, counts=world.is_leader)
 
     @property
     def module(self) -> nn.Module:
@@ -66,9 +79,15 @@ class ReferenceEngine:
         micro_batches: Sequence[MicroBatch],
         learning_rate: float,
         may_apply: MayApply = is_finite,
+        options: StepOptions = PLAIN,
     ) -> LocalResult:
         """See `Engine.step`."""
         self._model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.num_updates = options.updates_before(micro_batches)
+        self.optimizer.before_update = self._norms.add if options.measures_norms else None
+        num_micro_batches = self._config.batch.num_micro_batches
         sums = StepSums()
         for micro_batch in micro_batches:
             if micro_batch.is_real:
@@ -77,19 +96,22 @@ class ReferenceEngine:
                     batch = self._make_batch(micro_batch, self._config.seed, self.device)
                     losses = disturbed(self._model(batch), micro_batch)
                 with self._phases.enter("backward"):
-                    (losses.total / self._config.batch.num_micro_batches).backward()
+                    (losses.total * options.loss_scale / num_micro_batches).backward()
+                    self._collect_gradients()
                 sums.add(micro_batch, losses)
         with self._phases.enter("reduce"):
             self._sum_gradients_over_ranks()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         with self._phases.enter("optimizer"):
-            norm = clip_gradients(self._model, self._config.optim.clip_norm)
+            if options.loss_scale != 1.0:
+                torch._foreach_mul_(self._gradients(), 1.0 / options.loss_scale)
+            clip_norm = self._config.optim.clip_norm
+            norm = clip_gradients(self._masters, clip_norm)
             question = Question(lambda: sums.result(norm), may_apply)
             self.optimizer.may_apply = question.ask
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return question.local
+            self.state_restored()
+            return replace(question.local, squared_norms=self._norms.take(norm, clip_norm))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -118,14 +140,31 @@ class ReferenceEngine:
         return ((f"{f.parameter}/{f.kind}", f.values) for f in self.local_fragments())
 
     def state_restored(self) -> None:
-        """The model computes with the master weights themselves: nothing to do."""
+        """Round the master weights into those that the model computes with, if these are others."""
+        if self._model is not self._masters:
+            for parameter, master in self._pairs():
+                parameter.data.copy_(master.data)
 
     def close(self) -> None:
         """Nothing to free."""
 
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        return zip(self._model.parameters(), self._masters.parameters(), strict=True)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._masters.parameters() if p.grad is not None]
+
+    def _collect_gradients(self) -> None:
+        """Add what the last backward pass left to the gradients of the masters, in fp32."""
+        if self._model is not self._masters:
+            for parameter, master in self._pairs():
+                if parameter.grad is not None:
+                    gradient, parameter.grad = parameter.grad.float(), None
+                    master.grad = gradient if master.grad is None else master.grad + gradient
+
     def _sum_gradients_over_ranks(self) -> None:
         if self._world.world_size > 1:
-            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            grads = self._gradients()
             flat = torch.cat([grad.view(-1) for grad in grads])
             dist.all_reduce(flat)
             pieces = torch.split(flat, [grad.numel() for grad in grads])

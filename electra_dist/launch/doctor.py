@@ -81,14 +81,19 @@ def examine(patient: Patient) -> Iterator[Finding]:
 def verdict(findings: list[Finding]) -> str:
     """One line for this node."""
     bad = [f"{finding.name}: {finding.words}" for finding in findings if not finding.is_good]
-    node = socket.gethostname()
+    node = node_name()
     return f"BAD node {node}: {' | '.join(bad)}" if bad else f"OK node {node}"
+
+
+def node_name(environ: Mapping[str, str] = os.environ) -> str:
+    """As Slurm calls it, whose names need not be those of hosts; outside of Slurm the host's."""
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def as_json(findings: list[Finding]) -> str:
     """One JSON document."""
     value = {
-        "node": socket.gethostname(),
+        "node": node_name(),
         "is_fit": all(finding.is_good for finding in findings),
         "checks": [asdict(finding) for finding in findings],
     }
@@ -129,6 +134,8 @@ def _devices(patient: Patient) -> str:
 
 def _names(patient: Patient) -> str:
     name = socket.gethostname()
+    if patient.environ.get("MASTER_ADDR") and patient.environ.get("GLOO_SOCKET_IFNAME"):
+        return f"{name} is not looked up: MASTER_ADDR and GLOO_SOCKET_IFNAME say where ranks meet"
     is_alone = int(patient.environ.get("SLURM_JOB_NUM_NODES", 1)) == 1
     try:
         address = socket.gethostbyname(name)
@@ -204,7 +211,7 @@ def _visibility(patient: Patient) -> str | None:
         patient.shared / "doctor" / f"{job}.{step}.{patient.environ.get('SLURM_RESTART_COUNT', 0)}"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / socket.gethostname()).touch()
+    (folder / node_name(patient.environ)).touch()
     deadline = time.monotonic() + patient.seconds
     while len(seen := sorted(path.name for path in folder.iterdir())) < num_nodes:
         if time.monotonic() > deadline:

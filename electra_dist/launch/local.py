@@ -124,11 +124,34 @@ def run_processes(
         is_lost: whether the processes, though they live, have lost what they need.
         program: what they are, for the log; None: ranks.
     """
+    return run_commands(
+        [command] * len(environs),
+        environs,
+        grace_seconds=grace_seconds,
+        kill_seconds=kill_seconds,
+        signals=signals,
+        is_lost=is_lost,
+        program=program,
+    )
+
+
+def run_commands(
+    commands: Sequence[list[str]],
+    environs: Sequence[Mapping[str, str]],
+    *,
+    grace_seconds: float,
+    kill_seconds: float,
+    signals: "Signals | None" = None,
+    is_lost: Callable[[], bool] = lambda: False,
+    program: str | None = None,
+) -> list[int]:
+    """`run_processes` with a command for each environment."""
     processes: list[subprocess.Popen[bytes]] = []
     with nullcontext(signals) if signals is not None else forwarded_signals() as received:
         try:
             launched = {variables.LAUNCHED: repr(time.time())}
-            processes.extend(_start(command, {**environ, **launched}) for environ in environs)
+            for command, environ in zip(commands, environs, strict=True):
+                processes.append(_start(command, {**environ, **launched}))
             _wait(processes, received.pending, grace_seconds, kill_seconds, is_lost, program)
         finally:
             for process in processes:

@@ -36,7 +36,12 @@ from electra_dist.config.traffic import sharded_ranges, traffic_of_step
 from electra_dist.config.zero import ZeroSettings
 from electra_dist.errors import UserError
 
-STATED_TFLOPS = {("cuda", "bf16"): 312.0, ("cuda", "fp32"): 19.5, ("cpu", "fp32"): 0.15}
+STATED_TFLOPS = {
+    ("cuda", "bf16"): 312.0,
+    ("cuda", "fp16"): 312.0,
+    ("cuda", "fp32"): 19.5,
+    ("cpu", "fp32"): 0.15,
+}
 """Peaks taken where none is given: an A100's, as its maker states them; of a CPU, what two cores
 gave in a product of matrices."""
 STATE_BYTES = 700

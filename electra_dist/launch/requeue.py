@@ -9,6 +9,7 @@
     finished, asked                    leave, 0
     stopped, or gone after a warning   requeue: time limit, or preemption, whose signal reaches the
                                        ranks before it reaches the batch shell
+    not started, unfit nodes           requeue, without these nodes
     crashed                            leave, 1: the supervisor has tried again inside the job;
                                        requeue only if it lacks nodes
     no new checkpoint, K times over    leave, 1
@@ -50,6 +51,10 @@ class Ending:
     """The supervisor would go on, but for the nodes that this allocation has lost."""
     supervisor_said: str | None = None
     """Why it gave up."""
+    bad_nodes: tuple[str, ...] = ()
+    """Not fit to train: a requeue leaves them out."""
+    needs_fit_nodes: bool = False
+    """For their sake no rank was started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +75,8 @@ class Decision:
     exit_code: int
     """Of the batch script; with a requeue it is Slurm's to say what becomes of it."""
     why: str
+    exclude: tuple[str, ...] = ()
+    """Nodes that the requeued job must not get."""
 
 
 def seen(state: State, event: Event | Ending) -> State:
@@ -116,6 +123,8 @@ def decide(
         why = "the time limit is near" if state.is_warned else "the ranks were asked to stop"
     elif state.is_warned:
         why = "the time limit is near, and the ranks ended without a word"
+    elif ending.needs_fit_nodes and ending.bad_nodes:
+        why = ending.supervisor_said or "nodes are not fit to train"
     elif ending.needs_nodes:
         why = "the allocation has lost nodes"
     else:
@@ -130,7 +139,7 @@ def decide(
             f"no progress: {num_fruitless} jobs in a row have ended without a new checkpoint "
             f"(newest: {newest})",
         )
-    return Decision(requeue=True, exit_code=code, why=why)
+    return Decision(requeue=True, exit_code=code, why=why, exclude=ending.bad_nodes)
 
 
 def fruitless(checkpoints: Sequence[str | None]) -> int:

@@ -6,6 +6,7 @@ files are passed over.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from electra_dist.errors import UserError
 from electra_dist.launch.goodput import WORDS, read_attempts, split
 from electra_dist.launch.heartbeats import RankBeat, heartbeats, in_words
+from electra_dist.launch.jobs import JobStatus, is_run
+from electra_dist.launch.jobs import in_words as job_in_words
 from electra_dist.launch.records import (
     TAIL_BYTES,
     attempt_folders,
@@ -73,6 +76,8 @@ class RunStatus:
     """The newest few."""
     goodput: dict[str, Any] | None
     """Where the wall time of all attempts went; None for runs of versions that did not keep it."""
+    slurm: Sequence[JobStatus] = ()
+    """What Slurm says of the run's jobs, where it is asked and knows them."""
 
     @property
     def is_running(self) -> bool:
@@ -92,7 +97,7 @@ def run_status(run: Path, now: float | None = None) -> RunStatus:
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a folder: give the folder that pretrain got as --out.")
-    if not (run / "config.json").exists() and not (run / "attempts").is_dir():
+    if not is_run(run):
         raise UserError(
             f"{run} is not a run folder, it has neither config.json nor attempts: "
             "give the folder that pretrain got as --out."
@@ -171,6 +176,7 @@ def render(status: RunStatus) -> str:
     rows.append(("checkpoint", f"{newest}, {len(status.checkpoints)} complete"))
     if status.goodput is not None:
         rows.append(("time", time_in_words(status.goodput)))
+    rows += [(f"job {job.job}", job_in_words(job)) for job in status.slurm]
     rows += [(f"attempt {a.number}", _attempt_in_words(a, status)) for a in status.attempts[-5:]]
     rows += [(f"job {job.get('job')}", _job_in_words(job)) for job in status.jobs]
     rows += [("event", _event_in_words(event)) for event in status.events]

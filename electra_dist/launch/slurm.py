@@ -71,6 +71,8 @@ class Job:
     """Keep the allocation when a node fails: the supervisor goes on with the others."""
     is_chained: bool = False
     """Another job goes on where this one stops: no requeue."""
+    left_out: tuple[str, ...] = ()
+    """Nodes that are not fit to train."""
 
 
 def batch_script(job: Job, cluster: ClusterConfig) -> str:
@@ -82,19 +84,27 @@ def batch_script(job: Job, cluster: ClusterConfig) -> str:
         "# Written by `electra-dist submit slurm`; submit it again as it is: sbatch FILE.",
         "set -u",
         f"run={shlex.quote(str(job.run))}",
-        f"set -- {' '.join(shlex.quote(word) for word in job.words)}".rstrip(),
+        f"set -- {' '.join(map(shlex.quote, pretrain_words(job, cluster)))}".rstrip(),
         f"PYTHON={shlex.quote(cluster.python or job.python)}",
-        *([] if _may_requeue(job, cluster) else ["MAX_FRUITLESS=0"]),
-        *_setting(cluster),
+        *([] if may_requeue(job, cluster) else ["MAX_FRUITLESS=0"]),
+        *setting(cluster),
         "",
         BODY,
     ]
     return "\n".join(lines)
 
 
-def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
-    """What stands behind #SBATCH, a line each."""
-    named = {
+def pretrain_words(job: Job, cluster: ClusterConfig) -> list[str]:
+    """Of `electra-dist pretrain --launcher srun --out RUN`."""
+    words = list(job.words)
+    if cluster.tasks == "per_node":
+        words += ["--nproc", str(cluster.num_ranks_per_task)]
+    return [*words, *(["--exclude-bad-nodes"] if cluster.exclude_bad_nodes else [])]
+
+
+def options(job: Job, cluster: ClusterConfig) -> dict[str, str | int | bool]:
+    """Options of sbatch by their long names, True for those without a value."""
+    named: dict[str, str | int | bool | None] = {
         "job-name": f"electra-{job.run.name}",
         "account": cluster.account,
         "partition": cluster.partition,
@@ -103,7 +113,8 @@ def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
         "reservation": cluster.reservation,
         "nodes": job.num_nodes,
         "ntasks-per-node": cluster.num_tasks_per_node,
-        "cpus-per-task": cluster.cpus_per_task,
+        "cpus-per-task": (cluster.cpus_per_task or 0) * cluster.num_ranks_per_task or None,
+        "exclude": ",".join(job.left_out) or None,
         "mem": cluster.mem,
         "gres": _gres(cluster),
         "time": job.time or cluster.time,
@@ -111,19 +122,26 @@ def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
         "output": f"{str(job.run).replace('%', '%%')}/slurm-%j.out",
         "open-mode": "append",
     }
-    words = [f"--{name}={_quoted(str(v))}" for name, v in named.items() if v is not None]
-    words.append("--requeue" if _may_requeue(job, cluster) else "--no-requeue")
-    words += ["--exclusive"] if cluster.exclusive else []
-    words += ["--no-kill"] if job.no_kill else []
+    named["requeue" if may_requeue(job, cluster) else "no-requeue"] = True
+    named |= {"exclusive": True} if cluster.exclusive else {}
+    named |= {"no-kill": True} if job.no_kill else {}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def sbatch_words(job: Job, cluster: ClusterConfig) -> list[str]:
+    """What stands behind #SBATCH, a line each."""
+    named = options(job, cluster).items()
+    words = [f"--{name}" if v is True else f"--{name}={quoted(str(v))}" for name, v in named]
     return [*words, *cluster.sbatch]
 
 
-def _may_requeue(job: Job, cluster: ClusterConfig) -> bool:
+def may_requeue(job: Job, cluster: ClusterConfig) -> bool:
+    """Whether the site allows it, and no other job of a chain goes on instead."""
     return cluster.requeue and not job.is_chained
 
 
-def _quoted(value: str) -> str:
-    """As sbatch reads it: blanks and quotes in quotes.
+def quoted(value: str) -> str:
+    """A value of an option as sbatch reads it in an #SBATCH line: blanks and quotes in quotes.
 
     Raises:
         UserError: the value has a line break, which would end the #SBATCH line.
@@ -146,8 +164,8 @@ def _gres(cluster: ClusterConfig) -> str | None:
     return f"gpu:{kind}{cluster.gpus_per_node}"
 
 
-def _setting(cluster: ClusterConfig) -> list[str]:
-    """Modules and variables of the site."""
+def setting(cluster: ClusterConfig) -> list[str]:
+    """Modules and variables of the site, in lines for bash."""
     lines = (
         [f"module load {' '.join(map(shlex.quote, cluster.modules))}"] if cluster.modules else []
     )

@@ -5,14 +5,16 @@ ranks ended, the newest checkpoint then, and why the job was requeued or not.
 """
 
 import logging
-import re
-import subprocess
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from electra_dist.config.slurm_commands import Answer, Ask, ask_slurm, job_fields
+from electra_dist.config.slurm_names import expand_hostlist
+from electra_dist.launch.preflight import found_in_job
 from electra_dist.launch.records import (
     append_line,
     attempt_folders,
@@ -24,10 +26,9 @@ from electra_dist.launch.requeue import Decision, Ending, Event, State, decide, 
 
 log = logging.getLogger(__name__)
 
-ASK_SECONDS = 20.0
-"""As long as a busy slurmctld may take to answer."""
-
 RETRY_SECONDS = 10.0
+
+EXCLUDE_TRIES = 5
 
 PATIENCE_SECONDS = 900.0
 """As long as slurmctld may be away (a restart, a fail-over) when a job wants to be requeued."""
@@ -42,36 +43,14 @@ class Job:
     """SLURM_RESTART_COUNT: how often it was requeued before, by anybody."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a Slurm command has said."""
-
-    code: int | None
-    """None: it did not answer in time, or is not installed."""
-    words: str
-
-
-Ask = Callable[[Sequence[str]], Answer]
-
-
-def ask_slurm(words: Sequence[str]) -> Answer:
-    """Run a Slurm command."""
-    try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=ASK_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Answer(code=None, words=str(error))
-    return Answer(code=done.returncode, words=(done.stdout + done.stderr).strip())
-
-
-def ending_of(run: Path, after_attempt: int, launcher_code: int) -> Ending:
+def ending_of(run: Path, after_attempt: int, launcher_code: int, job: Job | None = None) -> Ending:
     """How the ranks of a job ended.
 
     Args:
         run: RUN.
         after_attempt: the newest attempt when the job began; later ones are its own.
         launcher_code: exit code of `electra-dist pretrain`, for ends before any attempt.
+        job: whose nodes the doctor has looked at; None: he has not.
     """
     folders = [folder for folder in attempt_folders(run) if int(folder.name) > after_attempt]
     exits = [read_json(folder / "exit.json") for folder in folders]
@@ -83,12 +62,16 @@ def ending_of(run: Path, after_attempt: int, launcher_code: int) -> Ending:
     supervisor = (read_lines(run / "supervisor.jsonl") or [{}])[-1]
     if supervisor.get("attempt") not in [int(folder.name) for folder in folders]:
         supervisor = {}
+    examined = found_in_job(run, job.job_id, job.restart_count) if job else None
+    why_not = examined.why_not if examined and not folders else None
     return Ending(
         reason=reason if isinstance(reason, str) else None,
         exit_code=code if isinstance(code, int) else launcher_code,
         checkpoint=checkpoints[-1] if checkpoints else None,
         needs_nodes=supervisor.get("needs_nodes") is True,
-        supervisor_said=supervisor.get("why"),
+        supervisor_said=why_not or supervisor.get("why"),
+        bad_nodes=examined.left_out if examined else (),
+        needs_fit_nodes=why_not is not None,
     )
 
 
@@ -100,6 +83,7 @@ def end_job(
     *,
     max_fruitless: int,
     ask: Ask = ask_slurm,
+    requeue: Callable[[str], Answer] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Decision:
     """Decide, requeue the job if that is the decision, and write it to RUN/requeue.jsonl.
@@ -110,13 +94,15 @@ def end_job(
         ending: how its ranks ended.
         signals: what the batch shell has received, in order: USR1, TERM.
         max_fruitless: see `decide`.
-        ask: runs a Slurm command; for tests.
+        ask: runs a Slurm command.
+        requeue: of the job with this id; None: `scontrol requeue`.
         sleep: waits; for tests.
     """
     state = seen(State(), ending)
     for word in signals:
         state = seen(state, Event(word))
     earlier = _earlier_checkpoints(run, job)
+    requeue = requeue or (lambda job_id: ask(["scontrol", "requeue", job_id]))
     waited = 0.0
     while True:
         # Asked each time: a job that was cancelled in the meantime must stay cancelled.
@@ -127,7 +113,7 @@ def end_job(
             break
         if waited == 0.0:  # written before it is done, which ends this very process
             _record(run, job, ending, signals, decision)
-        answer = ask(["scontrol", "requeue", job.job_id]) if job_state else None
+        answer = _requeue(job.job_id, decision, requeue, ask, sleep) if job_state else None
         if answer and answer.code == 0:
             return decision
         if waited >= PATIENCE_SECONDS or (answer and "disabled" in answer.words.lower()):
@@ -141,10 +127,43 @@ def end_job(
     return decision
 
 
+def _requeue(
+    job_id: str,
+    decision: Decision,
+    requeue: Callable[[str], Answer],
+    ask: Ask,
+    sleep: Callable[[float], None],
+) -> Answer:
+    """Requeue the job, and keep it off the decision's nodes."""
+    if not decision.exclude:
+        return requeue(job_id)
+    found = job_fields(ask(["scontrol", "show", "job", job_id]).printed).get("ExcNodeList")
+    excluded = [] if found in (None, "(null)") else expand_hostlist(str(found))
+    nodes = ",".join(dict.fromkeys([*excluded, *decision.exclude]))
+    # The list of a running job can't be changed, and a requeue sends TERM to this very process and
+    # to the scontrol that it starts: both live on until Slurm's KillWait (2 to 30 s), and the job
+    # is not started again before (seen on 22.05).
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        answer = requeue(job_id)
+        if answer.code == 0:
+            _exclude(job_id, nodes, ask, sleep)
+        return answer
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exclude(job_id: str, nodes: str, ask: Ask, sleep: Callable[[float], None]) -> None:
+    for _ in range(EXCLUDE_TRIES):
+        answer = ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}"])
+        if answer.code == 0:
+            return
+        sleep(0.2)
+    log.error("job %s may be given %s again: %s", job_id, nodes, answer.words)
+
+
 def _job_state(job_id: str, ask: Ask) -> str | None:
-    answer = ask(["scontrol", "show", "job", "--oneliner", job_id])
-    found = re.search(r"\bJobState=(\w+)", answer.words)
-    return found[1] if found and answer.code == 0 else None
+    return job_fields(ask(["scontrol", "show", "job", job_id]).printed).get("JobState")
 
 
 def _earlier_checkpoints(run: Path, job: Job) -> list[str | None]:
@@ -173,6 +192,7 @@ def _record(
         "action": "requeue" if decision.requeue else "leave",
         "exits_with": decision.exit_code,
         "why": decision.why,
+        **({"excluded": list(decision.exclude)} if decision.exclude else {}),
     }
     if not run.is_dir():  # a mistake of the user, before there was a run
         return

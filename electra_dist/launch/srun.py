@@ -6,22 +6,19 @@ step. Exit codes of srun mean little (a rank's 7 becomes 143): the run folder ha
 
 import logging
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from electra_dist.config.slurm_names import expand_tasks_per_node
+from electra_dist.config.slurm_commands import ask_slurm
+from electra_dist.config.slurm_names import expand_hostlist, expand_tasks_per_node
 from electra_dist.config.variables import LAUNCH, MISTAKE_FILE
 from electra_dist.errors import UserError
 from electra_dist.launch.local import USER_MISTAKE, Signals, run_processes
 from electra_dist.launch.step_watch import RunFolderWatch, StepWatch
 
 log = logging.getLogger(__name__)
-
-ASK_SECONDS = 20.0
-"""As long as a busy slurmctld may take to answer; no answer means that nothing is known."""
 
 GRACE_SECONDS = 20.0
 """How long ranks that have lost one of them may take to find out and leave by themselves."""
@@ -118,19 +115,11 @@ def usable_nodes(answer: str) -> list[str]:
 
 
 def ask_sinfo(node_list: str) -> str:
-    """Lines `name state` of these nodes; empty if nobody answers."""
-    try:
-        done = subprocess.run(
-            ["sinfo", "-h", "-N", "-n", node_list, "-o", "%N %T"],
-            capture_output=True,
-            text=True,
-            timeout=ASK_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("the states of nodes %s are not known (%s)", node_list, error)
-        return ""
-    return done.stdout
+    """Lines `name state` of these nodes; empty if nobody answers, and then nothing is known."""
+    answer = ask_slurm(["sinfo", "-h", "-N", "-n", node_list, "-o", "%N %T"])
+    if answer.code != 0:
+        log.warning("the states of nodes %s are not known (%s)", node_list, answer.words)
+    return answer.printed
 
 
 class SrunLauncher:
@@ -140,6 +129,7 @@ class SrunLauncher:
         environ: of the batch script; srun reads its SLURM_* variables.
         run_folder: RUN.
         no_kill: the job was submitted with --no-kill and may go on with fewer nodes.
+        ranks_per_task: 1, or those that a launcher on each node starts.
         ask: what sinfo answers for a node list; for tests.
     """
 
@@ -149,26 +139,38 @@ class SrunLauncher:
         run_folder: Path,
         *,
         no_kill: bool,
+        ranks_per_task: int = 1,
         ask: Callable[[str], str] = ask_sinfo,
     ) -> None:
         self._environ = environ
         self._run_folder = run_folder
-        self._allocation = Allocation.from_environment(environ)
-        self._no_kill = no_kill and self._allocation.tasks_per_node is not None
+        self.allocation = Allocation.from_environment(environ)
+        self._no_kill = no_kill and self.allocation.tasks_per_node is not None
+        self._ranks_per_task = ranks_per_task
         self._ask = ask
+        self._left_out: tuple[str, ...] = ()
         self._nodes: list[str] | None = None
         """Those of the next step; None: all."""
-        self.world_size = self._allocation.num_tasks
+        self.world_size = self.allocation.num_tasks * ranks_per_task
+
+    def leave_out(self, nodes: Sequence[str]) -> None:
+        """Start no ranks on these nodes, which are not fit; the others must be of one size."""
+        assert self.allocation.tasks_per_node is not None
+        self._left_out = tuple(nodes)
+        self.look()
 
     def look(self) -> int:
         """How many ranks can be started now; the next launch starts so many."""
-        nodes = usable_nodes(self._ask(self._allocation.node_list)) if self._no_kill else []
-        if not nodes or len(nodes) >= self._allocation.num_nodes:
-            self._nodes, self.world_size = None, self._allocation.num_tasks
+        nodes = usable_nodes(self._ask(self.allocation.node_list)) if self._no_kill else []
+        if self._left_out:
+            nodes = nodes or expand_hostlist(self.allocation.node_list)
+            nodes = [node for node in nodes if node not in self._left_out]
+        if not nodes or len(nodes) >= self.allocation.num_nodes:
+            self._nodes, num_tasks = None, self.allocation.num_tasks
         else:
-            assert self._allocation.tasks_per_node is not None
-            self._nodes = nodes
-            self.world_size = len(nodes) * self._allocation.tasks_per_node
+            assert self.allocation.tasks_per_node is not None
+            self._nodes, num_tasks = nodes, len(nodes) * self.allocation.tasks_per_node
+        self.world_size = num_tasks * self._ranks_per_task
         return self.world_size
 
     def run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
@@ -180,7 +182,7 @@ class SrunLauncher:
             return USER_MISTAKE if mistake.exists() else code
 
     def _run(self, command: list[str], variables: Mapping[str, str], signals: Signals) -> int:
-        step = srun_command(command, self._allocation, self._nodes, no_kill=self._no_kill)
+        step = srun_command(command, self.allocation, self._nodes, no_kill=self._no_kill)
         run_folder = RunFolderWatch(self._run_folder, variables[LAUNCH])
         watch = StepWatch(run_folder.verdict, self._has_lost_nodes if self._no_kill else None)
         try:
@@ -198,8 +200,8 @@ class SrunLauncher:
         return code
 
     def _has_lost_nodes(self) -> bool:
-        answer = self._ask(self._allocation.node_list)
-        expected = len(self._nodes) if self._nodes is not None else self._allocation.num_nodes
+        answer = self._ask(self.allocation.node_list)
+        expected = len(self._nodes) if self._nodes is not None else self.allocation.num_nodes
         usable = usable_nodes(answer)
         of_step = [n for n in usable if self._nodes is None or n in self._nodes]
         return bool(answer.strip()) and len(of_step) < expected

@@ -37,11 +37,17 @@ class DisentangledEmbeddings(nn.Module):
         position_ids_BL: Tensor | None = None,
         key: Tensor | None = None,
     ) -> Tensor:
-        """As `Embeddings.forward`. Rows are added after the look-up, not V of them before it."""
-        ids = (input_ids_BL, token_type_ids_BL, position_ids_BL)
-        with torch.no_grad():
-            shared_BLE = self.shared.look_up(*ids)
-        embedded_BLE = shared_BLE + self.difference.look_up(*ids)
+        """As `Embeddings.forward`, to the bit as that of the merged tables would be.
+
+        Rows are added after the look-up, not V of them before it.
+        """
+        if position_ids_BL is None:
+            position_ids_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
+        embedded_BLE = (
+            self._rows("word", input_ids_BL)
+            + self._rows("token_type", token_type_ids_BL)
+            + self._rows("position", position_ids_BL)
+        )
         ours, theirs = self.difference.layer_norm, self.shared.layer_norm
         normed_BLE = F.layer_norm(
             embedded_BLE,
@@ -51,6 +57,12 @@ class DisentangledEmbeddings(nn.Module):
             ours.eps,
         )
         return ops.dropout(normed_BLE, self.shared.dropout, key)
+
+    def _rows(self, table: str, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            shared: Tensor = getattr(self.shared, table)(ids)
+        rows: Tensor = shared + getattr(self.difference, table)(ids)
+        return rows
 
     def merged(self) -> dict[str, Tensor]:
         """One set of embeddings that gives the same vectors, by the names of `Embeddings`."""

@@ -51,24 +51,14 @@ class Embeddings(nn.Module):
 
         `key` is that of the dropout site, None for no dropout.
         """
-        embedded_BLE = self.look_up(input_ids_BL, token_type_ids_BL, position_ids_BL)
-        return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
-
-    def look_up(
-        self,
-        input_ids_BL: Tensor,
-        token_type_ids_BL: Tensor,
-        position_ids_BL: Tensor | None = None,
-    ) -> Tensor:
-        """The sum of the tables, before LayerNorm: [B, L, E]."""
         if position_ids_BL is None:  # one row for the whole batch
             position_ids_BL = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)
-        embedded_BLE: Tensor = (
+        embedded_BLE = (
             self.word(input_ids_BL)
             + self.token_type(token_type_ids_BL)
             + self.position(position_ids_BL)
         )
-        return embedded_BLE
+        return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
 
 
 class Layout(NamedTuple):

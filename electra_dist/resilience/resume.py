@@ -23,6 +23,8 @@ def resumed_config(config: RunConfig, run_folder: Path) -> RunConfig:
     old = files.read_json(path)
     threads = config.engine.threads_per_rank or old.engine.threads_per_rank
     config = replace(config, engine=replace(config.engine, threads_per_rank=threads))
+    if config.model.vocab_size is None:  # that of the corpus, which a login node need not open
+        config = replace(config, model=replace(config.model, vocab_size=old.model.vocab_size))
     forbidden = files.forbidden_differences(old, config)
     if forbidden:
         raise UserError(

@@ -117,6 +117,7 @@ class Attempt:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "world_size": world_size,
+            "job": os.environ.get("SLURM_JOB_ID"),
         }
         try:
             write_json_atomic(self.folder / "start.json", value)

@@ -34,6 +34,7 @@ from electra_dist.runtime.control import (
     name_ranks,
     store_host,
 )
+from electra_dist.runtime.network import choose_interface, tell_address
 from electra_dist.runtime.world import World
 
 __all__ = [
@@ -134,6 +135,8 @@ def _make_groups(
     patience = timedelta(seconds=timeout_seconds + 5)
     control = Control(group=None, store=store, world=world, timeout_seconds=timeout_seconds)
     try:
+        if world.world_size > 1:
+            choose_interface(store, world, os.environ)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=PrefixStore("torch", store),
@@ -205,6 +208,7 @@ def _wait_for_all(store: Store, world: World, timeout_seconds: float) -> None:
     """Return when all ranks have written their names: a few keys, whatever the world size."""
     deadline = time.monotonic() + timeout_seconds
     try:
+        tell_address(store, world)
         store.append("start/ranks", f"{world.rank},")  # type: ignore[attr-defined]  # not in stubs
         if store.add("start/count", 1) == world.world_size:
             store.set("start/all", "1")

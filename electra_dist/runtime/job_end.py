@@ -10,19 +10,15 @@ The earliest counts. No answer is never an error: the run then goes on until a s
 from __future__ import annotations
 
 import logging
-import os
 import re
-import subprocess
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from electra_dist.config import variables
+from electra_dist.config.slurm_commands import ask_slurm
 from electra_dist.errors import UserError
 
 log = logging.getLogger(__name__)
-
-SQUEUE_SECONDS = 20.0
-"""As long as a busy slurmctld may take to answer; then the time limit is not known."""
 
 
 def parse_time_limit(words: str) -> float:
@@ -68,20 +64,10 @@ def _epoch(environ: Mapping[str, str], name: str) -> float | None:
 
 
 def _squeue(job: str) -> str:
-    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-    try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", job, "-o", "%e"],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=SQUEUE_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("the time limit of job %s is not known (%s)", job, error)
-        return ""
-    return done.stdout
+    answer = ask_slurm(["squeue", "-h", "-j", job, "-o", "%e"])
+    if answer.code != 0:
+        log.warning("the time limit of job %s is not known (%s)", job, answer.words)
+    return answer.printed
 
 
 def _from_squeue(answer: str) -> float | None:

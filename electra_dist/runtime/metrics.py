@@ -20,6 +20,32 @@ from electra_dist.runtime.files import append_line, parse_line, write_bytes_atom
 log = logging.getLogger(__name__)
 
 
+TUG_OF_WAR = {
+    title: ["Multiline", names]
+    for title, names in {
+        "losses": ["train/generator_loss", "train/discriminator_loss"],
+        "gradient norms": [
+            "train/grad_norm_generator",
+            "train/grad_norm_discriminator",
+            "train/grad_norm_shared",
+        ],
+        "replaced, and found": [
+            "train/replaced_share",
+            "eval/generator_sampled_accuracy",
+            "eval/own_disc_recall",
+            "eval/own_disc_precision",
+        ],
+        "discriminator's AUC": ["eval/own_disc_auc", "eval/unigram_disc_auc"],
+    }.items()
+}
+"""TensorBoard's page of custom scalars: what tells whether one tower gets ahead of the other."""
+
+
+def is_logged(step: int, log_every: int, num_steps: int) -> bool:
+    """Whether `step` gets a line: the first, the last and every `log_every`-th one."""
+    return step in (1, num_steps) or step % log_every == 0
+
+
 class MetricsWriter:
     """Writes the metrics of one attempt.
 
@@ -49,7 +75,7 @@ class MetricsWriter:
 
     def is_logged(self, step: int) -> bool:
         """Whether `step` gets a line: the first, the last and every `log_every`-th one."""
-        return step in (1, self._num_steps) or step % self._log_every == 0
+        return is_logged(step, self._log_every, self._num_steps)
 
     def record(
         self,
@@ -149,7 +175,9 @@ def _open_board(folder: Path, purge_step: int | None) -> Any:
             "metrics.tensorboard is true but the package tensorboard is not installed: "
             "install it or set metrics.tensorboard = false."
         ) from error
-    return SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+    board = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+    board.add_custom_scalars({"tug of war": TUG_OF_WAR})
+    return board
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | str]:

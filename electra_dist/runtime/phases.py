@@ -76,6 +76,10 @@ class Phases:
         """From now on `step` is made, counted from 1."""
         self._change(self.current.phase, step, 0, self.current.outer)
 
+    def waiting_seconds(self) -> float:
+        """In all phases of WAITING that are over, since the start."""
+        return sum(self.own_seconds[phase] for phase in WAITING)
+
     @contextmanager
     def enter(self, phase: str) -> Iterator[None]:
         """The block is a phase, inside whatever phase it is entered from."""

@@ -89,6 +89,8 @@ class Source:
     """state.json of a fork."""
     run_folder: Path | None = None
     """The run that a fork leaves."""
+    num_updates: int = 0
+    """Of which the moments are made that are taken."""
 
 
 class _Tensors:
@@ -151,8 +153,12 @@ def open_source(beginning: Beginning, config: RunConfig, corpora: Corpora) -> So
                 f"({reader.state['origin']['kind']}); leave --keep-moments out"
             )
         facts = _facts(beginning, info, reader) | {"keep_moments": beginning.keep_moments}
-        kinds = KINDS if beginning.keep_moments else KINDS[:1]
-        return Source(reader=reader, shapes=theirs, kinds=kinds, facts=facts)
+        if not beginning.keep_moments:
+            return Source(reader=reader, shapes=theirs, kinds=KINDS[:1], facts=facts)
+        num_updates = reader.state.get("num_updates", reader.manifest.step)
+        return Source(
+            reader=reader, shapes=theirs, kinds=KINDS, facts=facts, num_updates=num_updates
+        )
     except CorruptCheckpoint as error:
         raise UserError(f"{beginning.word}: {error}; give a checkpoint that verifies") from None
 

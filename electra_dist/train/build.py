@@ -17,8 +17,9 @@ from electra_dist.config import files, variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream, MicroBatch
-from electra_dist.engine.protocol import Engine
+from electra_dist.engine.protocol import Engine, StepOptions
 from electra_dist.engine.reference import ReferenceEngine
+from electra_dist.engine.scaling import LossScale
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.faults import Faults
@@ -29,7 +30,7 @@ from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.metrics import MetricsWriter
+from electra_dist.runtime.metrics import MetricsWriter, is_logged
 from electra_dist.runtime.peak import peak_of
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
@@ -96,6 +97,25 @@ class Run:
             self.stream.micro_batches(state.step, state.position, state.skipped),
             state.step + 1,
             lambda index: self.stream.positions(index, state.position, state.skipped),
+        )
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """Of the next step, in fp16."""
+        engine = self.config.engine
+        if engine.precision != "fp16":
+            return None
+        return self.state.loss_scale or LossScale(scale=engine.initial_loss_scale)
+
+    def step_options(self) -> StepOptions:
+        """What the next step needs of the run's state, the same on every rank."""
+        step, scale = self.state.step + 1, self.loss_scale
+        return StepOptions(
+            num_updates=self.state.num_updates,
+            loss_scale=scale.scale if scale else 1.0,
+            measures_norms=is_logged(
+                step, self.config.metrics.log_every, self.config.schedule.last_step
+            ),
         )
 
     def save(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from electra_dist.engine.schedule import learning_rate_factor
 from electra_dist.resilience.guard import ExitReason, decide
+from electra_dist.train.alarms import sound_alarms
 from electra_dist.train.build import Run
 from electra_dist.train.efficiency import Efficiency
 from electra_dist.train.evaluate import evaluate
@@ -31,13 +32,17 @@ def train(run: Run) -> ExitReason:
         if run.state.step >= run.config.schedule.last_step:
             return ExitReason.FINISHED
         run.phases.begin_step(run.state.step + 1)
-        started = time.monotonic()
+        started, waited = time.monotonic(), run.phases.waiting_seconds()
         with run.phases.enter("data"):
             micro_batches = run.fetch()
         fetched = time.monotonic()
         rate = learning_rate(run)
         result = step(run, micro_batches, rate)
-        timing = Timing(data_wait=fetched - started, step=time.monotonic() - started)
+        timing = Timing(
+            data_wait=fetched - started,
+            step=time.monotonic() - started,
+            communication=run.phases.waiting_seconds() - waited,
+        )
         run.clock.stepped(data_wait=timing.data_wait, step=timing.step)
         run.ledger_step(result.checksum)
         run.state = result.advance(run)
@@ -55,6 +60,8 @@ def train(run: Run) -> ExitReason:
         if decision.evaluate:
             with run.clock.evaluating(), run.phases.enter("evaluate"):
                 evaluation = evaluate(run)
+            if evaluation is not None:
+                sound_alarms(run, evaluation)
         with run.phases.enter("record"):
             run.record(
                 result.metrics(run, rate),
@@ -80,6 +87,8 @@ class Timing:
 
     data_wait: float
     step: float
+    communication: float = 0.0
+    """The main thread in collectives, with what it waits there for others."""
 
     def metrics(self, tokens: float, efficiency: Efficiency | None) -> dict[str, float]:
         """The part of a line of metrics.jsonl that depends on the clock (rank 0 writes it)."""
@@ -87,6 +96,8 @@ class Timing:
             "step_seconds": self.step,
             "data_wait_seconds": self.data_wait,
             "data_wait": self.data_wait / self.step,
+            "communication_seconds": self.communication,
+            "exposed_communication": self.communication / self.step,
             "tokens_per_s": tokens / self.step,
         }
         if efficiency is not None:

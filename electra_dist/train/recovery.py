@@ -59,7 +59,8 @@ def examine(
 
     differs = False
     for _ in range(NUM_REPLAYS):
-        again = run.engine.step(micro_batches, rate, veto).micro_batch_losses
+        replay = run.engine.step(micro_batches, rate, veto, run.step_options())
+        again = replay.micro_batch_losses
         differs |= any(not is_same(loss, again[i]) for i, loss in local.micro_batch_losses.items())
     blamed = blame(vitals, replays)
     own = guilty(local.micro_batch_losses, anomaly)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from electra_dist.config import files
@@ -98,7 +99,9 @@ def _begin(run: Run, source: Source) -> None:
     """
     fill(run.engine, source, run.control)
     forked_from = str(source.run_folder.resolve()) if source.run_folder else None
-    state = RunState.from_json(source.state) if forked_from else run.state
+    state = replace(run.state, num_updates=source.num_updates)
+    if forked_from:
+        state = RunState.from_json(source.state)
     if forked_from and run.ledger is not None:
         copy_history(source, run.attempt.run_folder)
         run.ledger = Ledger(run.attempt)

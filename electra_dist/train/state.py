@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from electra_dist.data.order import Skips
+from electra_dist.engine.scaling import LossScale
 from electra_dist.resilience.health import Recent, Vitals
 
 STATE_VERSION = 1
@@ -26,16 +27,35 @@ class RunState:
     """Made so far, by all attempts."""
     recent: Recent = field(default_factory=Recent)
     """What a spike is measured against."""
+    num_updates: int = 0
+    """Updates of which the moments are made: steps but for those whose update was left out."""
+    loss_scale: LossScale | None = None
+    """In fp16."""
+    alarms: tuple[str, ...] = ()
+    """Raised by the last evaluation."""
 
     def advanced(
-        self, global_batch_size: int, vitals: Vitals | None = None, window_steps: int = 0
+        self,
+        global_batch_size: int,
+        vitals: Vitals | None = None,
+        window_steps: int = 0,
+        loss_scale: LossScale | None = None,
     ) -> RunState:
-        """The state after one more step; `vitals` of a healthy one enter the window."""
+        """The state after one more step.
+
+        Args:
+            global_batch_size: positions that it used.
+            vitals: of a healthy step, whose update was made; they enter the window.
+            window_steps: length of the window.
+            loss_scale: of the next step.
+        """
         return replace(
             self,
             step=self.step + 1,
             position=self.position + global_batch_size,
             recent=self.recent.after(vitals, window_steps) if vitals else self.recent,
+            num_updates=self.num_updates + (vitals is not None),
+            loss_scale=loss_scale,
         )
 
     def with_declared(self, declared: dict[str, Any] | None) -> RunState:
@@ -65,7 +85,9 @@ class RunState:
             "skipped_positions": [list(interval) for interval in self.skipped],
             "num_rollbacks": self.num_rollbacks,
             "recent": self.recent.to_json(),
-            "loss_scale": None,
+            "num_updates": self.num_updates,
+            "loss_scale": self.loss_scale.to_json() if self.loss_scale else None,
+            "alarms": list(self.alarms),
             "config_fingerprint": config_fingerprint,
             "corpus_fingerprint": corpus_fingerprint,
             "tokenizer_sha256": tokenizer_sha256,
@@ -73,12 +95,15 @@ class RunState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunState:
-        """Read state.json back; what older ones do not have yet is 0 or empty."""
-        recent = values.get("recent")
+        """Read state.json back; what older ones do not have yet is 0, empty, or follows."""
+        recent, scale = values.get("recent"), values.get("loss_scale")
         return cls(
             step=values["step"],
             position=values["position"],
             skipped=tuple((first, last) for first, last in values["skipped_positions"]),
             num_rollbacks=values.get("num_rollbacks", 0),
             recent=Recent.from_json(recent) if recent else Recent(),
+            num_updates=values.get("num_updates", values["step"]),
+            loss_scale=LossScale.from_json(scale) if scale else None,
+            alarms=tuple(values.get("alarms", ())),
         )

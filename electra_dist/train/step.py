@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from electra_dist.data.stream import MicroBatch
+from electra_dist.engine.gradients import tower_of
 from electra_dist.engine.protocol import LocalResult
+from electra_dist.engine.scaling import LossScale
 from electra_dist.resilience.guard import Signs
-from electra_dist.resilience.health import Anomaly, Finding, Vitals, find
+from electra_dist.resilience.health import Anomaly, Finding, Response, Vitals, find
 from electra_dist.train.build import Run
 from electra_dist.train.recovery import examine
 from electra_dist.train.state import RunState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +45,36 @@ class StepResult:
     """Why the update was left out."""
     finding: Finding | None = None
     """What came of it."""
+    loss_scale: LossScale | None = None
+    """That this step was made with, in fp16."""
+    overflowed: bool = False
+    """The update was left out because gradients were too large for fp16, at this scale."""
+    tower_norms: Mapping[str, float] = field(default_factory=dict)
+    """Gradient norm of each tower and of what they share, where this step is logged."""
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the update was made."""
+        return self.anomaly is None and not self.overflowed
+
+    def next_scale(self, run: Run) -> LossScale | None:
+        """The loss scale of the step after this one."""
+        window = run.config.engine.loss_scale_window
+        scale = self.loss_scale
+        return scale and scale.after(overflowed=self.overflowed, window_steps=window)
 
     def advance(self, run: Run) -> RunState:
         """The state after this step."""
-        vitals = None if self.anomaly else Vitals(self.loss, self.grad_norm)
         return run.state.advanced(
-            run.config.batch.global_batch_size, vitals, run.config.resilience.spike_window_steps
+            run.config.batch.global_batch_size,
+            Vitals(self.loss, self.grad_norm) if self.is_applied else None,
+            run.config.resilience.spike_window_steps,
+            self.next_scale(run),
         )
 
     def signs(self, step: int, save_overdue: bool) -> Signs:
         """What the guard decides on."""
+        response = self.finding.response if self.finding else None
         return Signs(
             step=step,
             loss=self.loss,
@@ -57,7 +83,7 @@ class StepResult:
             stop_asked=self.stop_asked,
             writer_busy=self.writer_busy,
             save_overdue=save_overdue,
-            response=self.finding.response if self.finding else None,
+            response=Response.SKIP if self.overflowed else response,
             time_is_up=self.time_is_up,
             hurry=self.hurry,
         )
@@ -73,6 +99,8 @@ class StepResult:
             "replaced_share": self.replaced_share,
             "grad_norm": self.grad_norm,
             "lr": rate,
+            **{f"grad_norm_{tower}": norm for tower, norm in self.tower_norms.items()},
+            **({"loss_scale": self.loss_scale.scale} if self.loss_scale else {}),
         }
 
 
@@ -82,15 +110,37 @@ def step(run: Run, micro_batches: Sequence[MicroBatch], rate: float) -> StepResu
 
     def may_apply(local: LocalResult) -> bool:
         agreed.append(agree(run, local))
-        return agreed[0].anomaly is None
+        return agreed[0].is_applied
 
-    local = run.engine.step(micro_batches, rate, may_apply)
+    options = run.step_options()
+    local = run.engine.step(micro_batches, rate, may_apply, options)
     result = agreed[0]
     if result.anomaly is not None:
         vitals = Vitals(result.loss, result.grad_norm)
         finding = examine(run, micro_batches, rate, local, vitals, result.anomaly)
         result = replace(result, finding=finding)
+    elif result.overflowed:
+        _report_overflow(run, result)
+    elif options.measures_norms:
+        result = replace(result, tower_norms=_tower_norms(run, local))
     return result
+
+
+def _tower_norms(run: Run, local: LocalResult) -> dict[str, float]:
+    """Norms from the ranks' parts of their squares, in an exchange of its own. Collective."""
+    towers = sorted({tower_of(name) for name in run.engine.parameter_shapes})
+    squares = [local.squared_norms.get(tower, 0.0) for tower in towers]
+    totals = run.control.all_reduce_sum(squares, name="gradient norms of towers")
+    return {tower: math.sqrt(total) for tower, total in zip(towers, totals, strict=True)}
+
+
+def _report_overflow(run: Run, result: StepResult) -> None:
+    before, after = result.loss_scale, result.next_scale(run)
+    assert before is not None
+    assert after is not None
+    step = run.state.step + 1
+    log.info("step %d: gradients overflow at a loss scale of %g", step, before.scale)
+    run.report("overflow", step=step, loss_scale=before.scale, next_loss_scale=after.scale)
 
 
 def agree(run: Run, local: LocalResult) -> StepResult:
@@ -124,7 +174,14 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         raise run.attempt.superseded()
     num_micro_batches = run.config.batch.num_micro_batches
     loss = total["loss"] / num_micro_batches
-    vitals = Vitals(loss, total["grad_norm"])
+    vitals, scale = Vitals(loss, total["grad_norm"]), run.loss_scale
+    # A loss that is not finite is no matter of the scale, which touches gradients only.
+    overflowed = (
+        scale is not None
+        and scale.can_be_lowered
+        and math.isfinite(loss)
+        and not math.isfinite(vitals.grad_norm)
+    )
     return StepResult(
         loss=loss,
         generator_loss=total["generator_loss"] / num_micro_batches,
@@ -139,5 +196,7 @@ def agree(run: Run, local: LocalResult) -> StepResult:
         time_is_up=total["time_is_up"] > 0,
         hurry=total["hurry"] > 0,
         num_failed_saves=int(total["writer_failed"]),
-        anomaly=find(vitals, run.state.recent, run.config.resilience),
+        anomaly=None if overflowed else find(vitals, run.state.recent, run.config.resilience),
+        loss_scale=scale,
+        overflowed=overflowed,
     )

@@ -40,11 +40,9 @@ class Hosts:
 @contextmanager
 def network_hosts(number: int) -> Iterator[Hosts]:
     """Namespaces that see each other and this machine."""
-    slot = os.getpid() % 200
-    hosts = Hosts(f"el{slot}", f"10.{slot + 20}.0", number)
+    hosts = _claim_network(number)
     bridge = f"{hosts.prefix}b"
     try:
-        _ip("link", "add", bridge, "type", "bridge")
         _ip("addr", "add", f"{hosts.gateway}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         for host in range(1, number + 1):
@@ -63,6 +61,18 @@ def network_hosts(number: int) -> Iterator[Hosts]:
             _ip("netns", "del", f"{hosts.prefix}h{host}", check=False)
             _ip("link", "del", f"{hosts.prefix}{host}", check=False)
         _ip("link", "del", bridge, check=False)
+
+
+def _claim_network(number: int) -> Hosts:
+    """Make the bridge of a network that no other lab has; its name is the claim."""
+    for slot in range(os.getpid(), os.getpid() + 200):
+        hosts = Hosts(f"el{slot % 200}", f"10.{slot % 200 + 20}.0", number)
+        words = ["ip", "link", "add", f"{hosts.prefix}b", "type", "bridge"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return hosts
+        assert "exists" in done.stderr, done.stderr
+    raise AssertionError("200 labs at once")
 
 
 def _ip(*words: str, check: bool = True) -> None:

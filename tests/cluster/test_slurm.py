@@ -22,6 +22,9 @@ def test_a_job_trains_to_the_end_as_without_slurm(site: Site, tmp_path: Path) ->
     site.finished(job, run, attempts=1, tasks=2)
     facts = json.loads((run / "environment.json").read_text())
     assert (facts["launcher"], facts["world_size"]) == ("slurm", 4)
+    status = json.loads(electra("status", job, "--json", environ=site.lab.environ))
+    assert (status["folder"], status["state"]) == (str(run), "finished")
+    assert [(one["job"], one["state"]) for one in status["slurm"]] == [(job, "COMPLETED")]
 
 
 @pytest.mark.slow

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.distributed
 
 WORKERS = "tests.distributed.engine_workers"
 SMALL_SHARDS = str(ROOT / "deepspeed_configs" / "zero3_small_shards.json")
-CONFIG_FILES = sorted((ROOT / "deepspeed_configs").glob("*.json"))
+CONFIG_FILES = sorted(
+    path for path in (ROOT / "deepspeed_configs").glob("*.json") if "nvme" not in path.stem
+)
+"""NVMe needs libaio and a compiler's minute: test_optim.py has DeepSpeed read that file."""
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.mkdir(parents=True)
     (folder / "attempts" / "0001").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    (folder / "hosts").write_text("localhost slots=1\n")
     return folder
 
 
@@ -67,6 +68,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "status {run} --json",
         "config show --recipe tiny",
         "submit slurm --recipe tiny --out {run}_2 --cluster cpu_site --seed 3 --dry-run",
+        "submit deepspeed --recipe tiny --out {run}_2 --hostfile {run}/hosts --dry-run",
+        "submit submitit --recipe tiny --out {run}_2 --cluster cpu_site --seed 3 --dry-run",
     ],
 )
 def test_it_works_without_anything_heavy(words: str, forbidden: str, run: Path) -> None:
@@ -76,4 +79,6 @@ def test_it_works_without_anything_heavy(words: str, forbidden: str, run: Path) 
     if "--json" in words:
         assert json.loads(done.stdout)["state"]
     if "--dry-run" in words:
-        assert done.stdout.startswith("#!/bin/bash\n#SBATCH")
+        assert done.stdout.startswith(("#!/bin/bash\n", "deepspeed --no_local_rank"))
+        if "--cluster" in words:
+            assert "\n#SBATCH --partition=short\n" in done.stdout

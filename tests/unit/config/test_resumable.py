@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "data.cache_bytes": 10**12,
     "batch.global_batch_size": 64,
     "batch.micro_batch_size": 16,
+    "optim.name": "lamb",
     "optim.learning_rate": 1e-4,
     "optim.beta1": 0.8,
     "optim.beta2": 0.98,
@@ -70,6 +71,8 @@ OTHER: dict[str, Any] = {
     "engine.kind": "reference",
     "engine.zero_stage": 3,
     "engine.precision": "bf16",
+    "engine.initial_loss_scale": 1024.0,
+    "engine.loss_scale_window": 100,
     "engine.deepspeed_config": "zero.json",
     "engine.threads_per_rank": 2,
     "engine.timeout_seconds": 5.0,
@@ -100,6 +103,10 @@ OTHER: dict[str, Any] = {
     "metrics.eval_num_samples": 8,
     "metrics.tensorboard": False,
     "metrics.peak_tflops": 100.0,
+    "metrics.alarm_recall": None,
+    "metrics.alarm_auc": 0.5,
+    "metrics.alarm_sampled_accuracy": 0.9,
+    "metrics.alarms_from_step": 0,
 }
 # What must be set already where a knob is to have another value: the two go together only.
 BESIDE: dict[str, Any] = {

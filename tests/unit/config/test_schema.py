@@ -127,10 +127,11 @@ def test_a_row_must_fit_the_position_table() -> None:
 
 
 def test_combinations_that_compute_wrongly_are_refused() -> None:
-    with pytest.raises(UserError, match=r"engine\.precision = 'bf16'.*fp32 only"):
-        schema.EngineConfig(kind="reference", precision="bf16")
-    with pytest.raises(UserError, match=r"engine\.precision = 'bf16'.*zero_stage 1, 2 or 3"):
-        schema.EngineConfig(zero_stage=0, precision="bf16")
+    for precision in ("bf16", "fp16"):
+        words = rf"engine\.precision = '{precision}'.*zero_stage 1, 2 or 3 for {precision}"
+        with pytest.raises(UserError, match=words):
+            schema.EngineConfig(zero_stage=0, precision=precision)  # type: ignore[arg-type]
+        schema.EngineConfig(kind="reference", zero_stage=0, precision=precision)  # type: ignore[arg-type]
 
 
 def test_the_last_step_is_the_earlier_of_two() -> None:

@@ -12,9 +12,11 @@ from electra_dist.engine.ds_config import (
     ALLOWED_KEYS,
     check_deepspeed_config,
     deepspeed_config,
+    uses_nvme,
 )
 from electra_dist.errors import UserError
 
+CONFIGS = Path(__file__).parents[3] / "deepspeed_configs"
 WithFile = Callable[..., RunConfig]
 
 
@@ -58,6 +60,33 @@ def test_deepspeed_clips_at_the_sharded_stages_only(config: RunConfig) -> None:
 def test_fp32_turns_bf16_off(config: RunConfig) -> None:
     config = replace(config, engine=EngineConfig(zero_stage=1))
     assert deepspeed_config(config, 1)["bf16"] == {"enabled": False}
+
+
+def test_fp16_scales_by_what_we_say_and_never_by_its_own_scaler(config: RunConfig) -> None:
+    engine = EngineConfig(zero_stage=2, precision="fp16", initial_loss_scale=512.0)
+    found = deepspeed_config(replace(config, engine=engine), 1)
+    # 0 would make the scale DeepSpeed's, out of reach of our checkpoints.
+    assert found["fp16"] == {"enabled": True, "loss_scale": 512.0}
+    assert found["bf16"] == {"enabled": False}
+
+
+def test_weights_may_lie_on_nvme_and_their_masters_in_host_memory(config: RunConfig) -> None:
+    engine = EngineConfig(zero_stage=3, deepspeed_config=str(CONFIGS / "zero3_nvme.json"))
+    config = replace(config, engine=engine)
+    assert uses_nvme(config)
+    found = deepspeed_config(config, 1)
+    assert found["zero_optimization"]["offload_param"]["device"] == "nvme"
+    assert found["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert found["aio"]["block_size"] == 2**20
+
+
+def test_each_shipped_file_is_accepted_and_described(config: RunConfig) -> None:
+    words = (CONFIGS / "README.md").read_text()
+    for path in CONFIGS.glob("*.json"):
+        stage = int(path.stem.removeprefix("zero")[0])
+        engine = EngineConfig(zero_stage=stage, deepspeed_config=str(path))  # type: ignore[arg-type]
+        check_deepspeed_config(replace(config, engine=engine))
+        assert f"`{path.name}`" in words
 
 
 def test_zero_and_communication_keys_of_a_file_are_added(with_file: WithFile) -> None:
@@ -132,6 +161,8 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path, config: RunConfig
     "zero",
     [
         {"offload_optimizer": {"device": "nvme"}},
+        {"offload_param": {"device": "nvme"}},
+        {"offload_param": {"device": "nvme"}, "offload_optimizer": {"device": "nvme"}},
         {"mics_shard_size": 2},
         {"zero_hpz_partition_size": 2},
     ],
@@ -142,5 +173,5 @@ def test_state_that_no_checkpoint_would_reach_is_refused(
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     engine = EngineConfig(zero_stage=3, deepspeed_config=str(path))
-    with pytest.raises(UserError, match="checkpoints do not"):
+    with pytest.raises(UserError, match=r"checkpoints (do not )?reach"):
         check_deepspeed_config(replace(RECIPES["tiny"](), engine=engine))

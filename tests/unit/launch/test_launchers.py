@@ -6,25 +6,14 @@ from pathlib import Path
 
 import pytest
 
-LAUNCHERS = Path(__file__).parents[3] / "launchers"
+from tests.unit.launch import scripts
+from tests.unit.launch.scripts import LAUNCHERS
+
 TAIL = ["pretrain", "my config.toml", "--out", "RUN"]
 
 
 def run(tmp_path: Path, name: str, **variables: str) -> list[str]:
-    """The command that the script would exec, one word a line."""
-    for program in ("python", "deepspeed", "mpirun", "nvidia-smi"):
-        path = tmp_path / program
-        text = "exit 9" if program == "nvidia-smi" else f"printf '%s\\n' {program} \"$@\""
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-    if "GPUS" in variables:
-        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n" + "echo gpu\n" * int(variables["GPUS"]))
-    else:
-        (tmp_path / "nvidia-smi").unlink()
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
-    command = [str(LAUNCHERS / name), *TAIL[1:]]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    return scripts.run(tmp_path, name, *TAIL[1:], **variables)
 
 
 def test_local(tmp_path: Path) -> None:
@@ -54,7 +43,7 @@ def test_deepspeed(tmp_path: Path) -> None:
 
 def test_mpirun(tmp_path: Path) -> None:
     words = run(tmp_path, "mpirun.sh", NPROC="4", MPIRUN_FLAGS="--oversubscribe -q")
-    assert words[-7:] == ["python", "-m", "electra_dist", *TAIL]
+    assert words[-7:] == [str(tmp_path / "python"), "-m", "electra_dist", *TAIL]
     assert words[1:7] == ["--oversubscribe", "-q", "-np", "4", "--bind-to", "none"]
     words = run(tmp_path, "mpirun.sh", HOSTS="h1:2,h2:2", MASTER_ADDR="h1")
     assert "MASTER_ADDR=h1" in words

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from electra_dist.config.slurm_commands import Answer
 from electra_dist.launch.requeue import Decision, Ending, Event, State, decide, fruitless, seen
 from electra_dist.launch.slurm_job import (
     PATIENCE_SECONDS,
     RETRY_SECONDS,
-    Answer,
     Job,
     end_job,
     ending_of,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from electra_dist.cli import main
 from electra_dist.config.cluster import ClusterConfig, find_cluster, read_cluster
 from electra_dist.errors import UserError
+from electra_dist.launch.jobs import jobs_of
 from electra_dist.launch.slurm import BODY, Job, batch_script, sbatch_words
 
 ROOT = Path(__file__).parents[3]
@@ -142,6 +143,11 @@ def test_what_an_sbatch_line_can_not_hold_is_refused(text: str) -> None:
         sbatch_words(Job(run=Path(text), words=(), num_nodes=1, python="p"), ClusterConfig())
 
 
+def test_nodes_that_are_not_fit_are_left_out() -> None:
+    job = Job(run=Path("/r"), words=(), num_nodes=1, python="p", left_out=("n1", "n3"))
+    assert "--exclude=n1,n3" in sbatch_words(job, ClusterConfig())
+
+
 # ------------------------------------------------------------------------ the shell and its signals
 
 PYTHON = """#!/bin/bash
@@ -247,6 +253,7 @@ def test_a_chain_is_not_requeued_and_ends_with_the_run(
     assert calls == [f"--parsable {script}", *(f"{after.format(n)} {script}" for n in (1, 2))]
     assert "--no-requeue" in script.read_text()
     assert "MAX_FRUITLESS=0" in script.read_text()
+    assert jobs_of(tmp_path / "run") == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -303,6 +310,7 @@ def test_a_name_is_found_and_an_unknown_key_is_not_swallowed(tmp_path: Path) -> 
         ("gpus_per_node = -1", "gpus_per_node"),
         ("gpus_per_node = true", "gpus_per_node"),
         ("tasks_per_node = 0", "tasks_per_node"),
+        ('tasks = "per_rack"', "tasks"),
         ('partition = "a\\nb"', "partition"),
         ('modules = "cuda"', "modules"),
         ('environment = { "A B" = "c" }', "environment"),

@@ -31,6 +31,7 @@ from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate
+from electra_dist.train.state import RunState
 
 WORLD = World.from_environment({})
 CPU = torch.device("cpu")
@@ -417,6 +418,7 @@ def panel(model: JointElectra, config: RunConfig, batch: Batch, num_tokens: list
         engine=ReferenceEngine(model, config, WORLD, CPU),
         control=Control(group=None, store=None, world=WORLD, timeout_seconds=10.0),
         unigram_log_probs=np.full(90, -math.log(90)),
+        state=RunState(),
     )
     return evaluate(cast(Run, run))
 

@@ -37,6 +37,15 @@ def test_threads_stay_as_the_run_has_settled_them_unless_another_number_is_given
     assert resumed_config(with_threads(CONFIG, 2), run).engine.threads_per_rank == 2
 
 
+def test_the_corpus_has_settled_the_vocabulary(tmp_path: Path) -> None:
+    """Submitted again from a login node, a config that leaves it to the corpus goes on."""
+    run = settled(tmp_path, replace(CONFIG, model=replace(CONFIG.model, vocab_size=300)))
+    assert resumed_config(CONFIG, run).model.vocab_size == 300
+    other = replace(CONFIG, model=replace(CONFIG.model, vocab_size=400))
+    with pytest.raises(UserError, match="vocab_size: 300 -> 400"):
+        resumed_config(other, run)
+
+
 def test_what_decides_no_number_may_change(tmp_path: Path) -> None:
     run = settled(tmp_path, CONFIG)
     words = ["--engine.zero-stage=3", "--checkpoint.every-steps=7", "--schedule.stop-step=50"]

@@ -21,7 +21,7 @@ from electra_dist.model.electra import JointElectra
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
-from electra_dist.train.beginning import Beginning, fill, open_source, still_wanted
+from electra_dist.train.beginning import Beginning, Source, fill, open_source, still_wanted
 from electra_dist.train.build import build_run
 from tests import made_up
 
@@ -95,6 +95,16 @@ def test_a_mistake_is_one_sentence_that_says_what_to_do(words: str, place: Place
     with pytest.raises(UserError, match=words) as caught:
         MISTAKES[words](place)
     assert "\n" not in str(caught.value)
+
+
+def test_disentangled_tables_begin_from_a_tied_model(place: Place) -> None:
+    apart = replace(
+        place.config, model=replace(place.config.model, embedding_sharing="gradient_disentangled")
+    )
+    source = place.open(place.hf, apart)
+    assert isinstance(source, Source)
+    # Differences stay as they start, at 0: the towers compute what the tied ones did.
+    assert source.facts["fresh"] == ["discriminator.embeddings"]
 
 
 def made(place: Place, out: Path) -> Path:

@@ -54,18 +54,20 @@ def average_precision(scored: list[tuple[float, bool]]) -> float:
 @settings(max_examples=150, deadline=None)
 def test_discriminator_metrics_equal_the_definitions(tokens: Tokens) -> None:
     found = discriminator_metrics(judged(tokens))
-    num_right = sum((logit > 0) == label for logit, label, _ in tokens)
-    hits = sum(logit > 0 and label for logit, label, _ in tokens)
-    called = sum(logit > 0 for logit, _, _ in tokens)
-    replaced = sum(label for _, label, _ in tokens)
-    expected = {
-        "disc_loss": sum(cross_entropy(x, y) for x, y, _ in tokens) / len(tokens),
-        "disc_accuracy": num_right / len(tokens),
-        "disc_precision": hits / called if called else 0.0,
-        "disc_recall": hits / replaced if replaced else 0.0,
-    }
+    expected = {}
     for name, kept in (("", tokens), ("_selected", [t for t in tokens if t[2]])):
         scored = [(logit, label) for logit, label, _ in kept]
+        if not scored:
+            continue
+        hits = sum(logit > 0 and label for logit, label in scored)
+        called = sum(logit > 0 for logit, _ in scored)
+        replaced = sum(label for _, label in scored)
+        expected |= {
+            f"disc_loss{name}": sum(cross_entropy(x, y) for x, y in scored) / len(scored),
+            f"disc_accuracy{name}": sum((x > 0) == y for x, y in scored) / len(scored),
+            f"disc_precision{name}": hits / called if called else 0.0,
+            f"disc_recall{name}": hits / replaced if replaced else 0.0,
+        }
         # Without both kinds there is no curve, and no number is better than a wrong one.
         if len({label for _, label in scored}) == 2:
             expected[f"disc_auc{name}"] = area_under_curve(scored)

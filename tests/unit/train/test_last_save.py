@@ -7,7 +7,7 @@ import pytest
 from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import CheckpointConfig
-from electra_dist.engine.protocol import LocalResult, MayApply
+from electra_dist.engine.protocol import LocalResult, MayApply, StepOptions
 from electra_dist.resilience.guard import ExitReason
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.control import Control
@@ -37,7 +37,7 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
     )
     local = LocalResult(sums=sums, checksum=0, grad_norm=1.0)
 
-    def step(_micro_batches: object, _rate: float, may_apply: MayApply) -> LocalResult:
+    def step(_micro_batches: object, _rate: float, may_apply: MayApply, *_: object) -> LocalResult:
         assert may_apply(local)
         return local
 
@@ -49,7 +49,9 @@ def a_run(*, disk_takes_it: bool, received: str | None) -> Any:
         fetch=list,
         phases=Phases(),
         stragglers=SimpleNamespace(compare=lambda *_: None),
-        engine=SimpleNamespace(step=step),
+        engine=SimpleNamespace(step=step, parameter_shapes={}),
+        step_options=StepOptions,
+        loss_scale=None,
         control=Control(group=None, store=None, world=world, timeout_seconds=1.0),
         stop_signals=SimpleNamespace(received=received),
         time_signs=lambda: (0.0, 0.0),

@@ -12,7 +12,9 @@ from electra_dist.checkpoint.store import WriterSigns
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
+from electra_dist.engine.scaling import LossScale
 from electra_dist.errors import Superseded
+from electra_dist.resilience.guard import decide
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
 from electra_dist.train.loop import learning_rate
@@ -45,6 +47,7 @@ def a_run(step: int = 0, reduce: Reduce | None = None, **more: Any) -> Any:
         time_signs=lambda: more.get("time", (0.0, 0.0)),
         stop_file_exists=lambda: more.get("asked", False),
         store=SimpleNamespace(signs=lambda: WriterSigns(*more.get("writer", (0.0, 0.0, 0.0)))),
+        loss_scale=more.get("loss_scale"),
         attempt=SimpleNamespace(superseded=lambda: Superseded("a later attempt")),
     )
 
@@ -144,3 +147,32 @@ def test_what_one_ranks_writer_says_all_ranks_know() -> None:
 
 def test_a_loss_that_is_no_number_reaches_the_guard() -> None:
     assert math.isnan(agree(a_run(), local(loss=math.nan)).signs(3, False).loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm", "scale", "is_overflow"),
+    [
+        (40.0, math.nan, 1024.0, True),
+        (40.0, 1.5, 1024.0, False),
+        (math.nan, math.nan, 1024.0, False),  # the forward pass, which the scale does not touch
+        (40.0, math.nan, 1.0, False),  # nothing left to halve
+        (40.0, math.nan, None, False),  # fp32
+    ],
+)
+def test_an_overflow_is_told_from_an_anomaly(
+    loss: float, grad_norm: float, scale: float | None, is_overflow: bool
+) -> None:
+    run = a_run(loss_scale=LossScale(scale=scale, good_steps=7) if scale else None)
+    result = agree(run, replace(local(loss=loss), grad_norm=grad_norm))
+    assert result.overflowed == is_overflow
+    is_healthy = math.isfinite(loss) and math.isfinite(grad_norm)
+    assert (result.anomaly is None) == (is_healthy or is_overflow)
+    assert result.is_applied == is_healthy
+    if is_overflow:
+        after = result.advance(run)
+        # A step as any other, but for its update: half the scale, and no trace in the window.
+        assert (after.step, after.position, after.num_updates) == (1, 32, 0)
+        assert after.loss_scale == LossScale(scale=512.0)
+        assert after.recent == run.state.recent
+        assert decide(run.config, result.signs(1, save_overdue=False)).stop is None
+        assert result.metrics(run, 0.1)["loss_scale"] == 1024.0

@@ -22,6 +22,7 @@ from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
 from electra_dist.train.build import Run
 from electra_dist.train.evaluate import evaluate, unigram_log_probs
+from electra_dist.train.state import RunState
 from tests import made_up
 
 WORLD, CPU = World.from_environment({}), torch.device("cpu")
@@ -113,6 +114,7 @@ def test_held_out_packed_rows_are_evaluated_as_documents_of_their_own(corpus: Co
             engine=engine_of(run),
             control=Control(group=None, store=None, world=WORLD, timeout_seconds=10.0),
             unigram_log_probs=unigram_log_probs(corpus.unigram_counts()),
+            state=RunState(),
         )
         found = evaluate(cast(Run, parts))
         assert found is not None

@@ -3,6 +3,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from electra_dist.engine.scaling import LossScale
 from electra_dist.resilience.health import Vitals
 from electra_dist.train.state import RunState
 
@@ -29,7 +30,9 @@ def test_state_json_holds_what_a_resume_checks() -> None:
         "skipped_positions": [],
         "num_rollbacks": 0,
         "recent": {"losses": [], "grad_norms": []},
+        "num_updates": 0,
         "loss_scale": None,
+        "alarms": [],
         "config_fingerprint": "c",
         "corpus_fingerprint": "d",
         "tokenizer_sha256": "e",
@@ -48,8 +51,22 @@ def test_recent_losses_and_rollbacks_survive_json_and_are_absent_from_older_stat
     state = RunState(num_rollbacks=2).advanced(8, Vitals(0.1 + 0.2, 1 / 3), 4)
     values = state.to_json(config_fingerprint="c", corpus_fingerprint="d")
     assert RunState.from_json(json.loads(json.dumps(values))) == state
-    del values["num_rollbacks"], values["recent"]
-    assert RunState.from_json(values) == RunState(step=1, position=8)
+    del values["num_rollbacks"], values["recent"], values["num_updates"], values["alarms"]
+    assert RunState.from_json(values) == RunState(step=1, position=8, num_updates=1)
+
+
+def test_the_loss_scale_and_what_an_evaluation_raised_survive_json() -> None:
+    state = RunState(alarms=("generator_too_good",), loss_scale=LossScale(scale=512.0))
+    state = state.advanced(8, None, 4, LossScale(scale=256.0, good_steps=3))
+    values = json.loads(json.dumps(state.to_json(config_fingerprint="c", corpus_fingerprint="d")))
+    assert values["loss_scale"] == {"scale": 256.0, "good_steps": 3}
+    assert RunState.from_json(values) == state
+    assert state.alarms == ("generator_too_good",)
+
+
+def test_updates_that_were_left_out_are_steps_and_no_updates() -> None:
+    state = RunState().advanced(8, Vitals(2.0, 1.0), 2).advanced(8).advanced(8, Vitals(2.0, 1.0), 2)
+    assert (state.step, state.position, state.num_updates) == (3, 24, 2)
 
 
 def test_a_step_with_an_anomaly_leaves_the_window_alone() -> None:
