@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from electra_dist.config.accounting import is_decayed, padded_shapes, parameter_shapes
-from electra_dist.config.memory import FP32, element_bytes
+from electra_dist.config.activations import FP32, element_bytes
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import ZeroSettings
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from electra_dist.config.accounting import vocab_size
-from electra_dist.config.memory import FP32, activation_stages, memory_of_rank
+from electra_dist.config.activations import FP32, activation_stages
+from electra_dist.config.memory import memory_of_rank
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import BatchConfig, EngineConfig, RunConfig
 from electra_dist.config.zero import ZeroSettings
