@@ -35,6 +35,7 @@ from electra_dist.train.build import make_engine  # noqa: E402
 
 CPU = torch.device("cpu")
 NUM_STEPS = 2
+SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 
 
 def micro_batches(config: RunConfig, step: int) -> list[MicroBatch]:
@@ -44,8 +45,8 @@ def micro_batches(config: RunConfig, step: int) -> list[MicroBatch]:
         seed=0,
         mask_prob=config.objective.mask_prob,
         max_masked=config.max_masked,
-        mask_id=4,
-        never=(2, 3, 4),
+        mask_id=SPECIAL_IDS["mask"],
+        never=tuple(SPECIAL_IDS[role] for role in ("cls", "sep", "mask")),
     )
     made = []
     for index in range(config.batch.num_micro_batches):
@@ -86,7 +87,7 @@ def settle() -> None:
 def train(config: RunConfig, groups: ProcessGroups) -> tuple[Engine, list[list[MicroBatch]]]:
     """An engine, and the micro-batches of its steps, made before anything is measured."""
     batches = [micro_batches(config, step) for step in range(NUM_STEPS)]
-    return make_engine(config, groups.world, CPU), batches
+    return make_engine(config, groups.world, CPU, special_ids=SPECIAL_IDS), batches
 
 
 def measure(config: RunConfig, groups: ProcessGroups, folder: Path) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def measure(config: RunConfig, groups: ProcessGroups, folder: Path) -> dict[str,
     batches = [micro_batches(config, step) for step in range(NUM_STEPS)]
     settle()
     before = status("VmRSS")
-    engine = make_engine(config, groups.world, CPU)
+    engine = make_engine(config, groups.world, CPU, special_ids=SPECIAL_IDS)
     store = CheckpointStore(
         Attempt.claim(folder), groups.control, keep_last=1, commit_timeout_seconds=600
     )

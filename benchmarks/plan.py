@@ -35,6 +35,24 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
         "reference",
         ["--batch.global_batch_size", "16", "--engine.activation_checkpointing"],
     ),
+    "small, electric": (
+        "small",
+        "reference",
+        ["--batch.global_batch_size", "8", "--objective.name", "electric"],
+    ),
+    "small, disentangled": (
+        "small",
+        "reference",
+        ["--batch.global_batch_size", "8", "--model.embedding_sharing", "gradient_disentangled"],
+    ),
+    "small, one tower": (
+        "small",
+        "reference",
+        [
+            *("--batch.global_batch_size", "8", "--model.no_untied_generator"),
+            *("--objective.no_sampling_dropout", "--objective.disallow_correct"),
+        ],
+    ),
     "small, ZeRO 0": ("small", "zero0", ["--batch.global_batch_size", "8"]),
     "small, ZeRO 1": ("small", "zero1", ["--batch.global_batch_size", "8"]),
     "small, ZeRO 2": ("small", "zero2", ["--batch.global_batch_size", "8"]),

@@ -27,6 +27,7 @@ fi
 [[ -n ${MASTER_ADDR:-} ]] && flags+=(--master_addr "$MASTER_ADDR")
 case ${HOSTFILE:+$launcher} in
     openmpi) flags+=("--launcher_args=--bind-to none --mca odls_base_sigkill_timeout 5 -x MASTER_ADDR=${MASTER_ADDR:?} -x MASTER_PORT=$port") ;;
+    slurm) flags+=(--no_ssh_check) ;;& # srun needs none; give MASTER_ADDR, else ssh asks for it
     mpich | slurm) program=("$(dirname "$0")/../electra_dist/__main__.py") ;; # they lose --module
     pdsh) # a shell reads the words there; deepspeed itself puts those with a blank in double quotes
         for i in "${!words[@]}"; do
@@ -35,5 +36,4 @@ case ${HOSTFILE:+$launcher} in
             [[ $w == *' '* ]] && w=${w//\\/\\\\} w=${w//\$/\\\$} words[i]=${w//\`/\\\`}
         done ;;
 esac
-
 exec deepspeed "${flags[@]}" "${program[@]}" "${words[@]}"

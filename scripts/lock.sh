@@ -26,5 +26,5 @@ compile() {
 
 compile requirements/build.txt requirements/build.in
 compile requirements/login.txt requirements/login.in
-compile requirements/run.txt requirements/run.in requirements/build.in pyproject.toml --extra dedup --extra mpi
-compile requirements/dev.txt requirements/dev.in requirements/build.in pyproject.toml --extra dev --extra dedup --extra mpi
+compile requirements/run.txt requirements/run.in requirements/build.in pyproject.toml --extra dedup --extra fast --extra mpi
+compile requirements/dev.txt requirements/dev.in requirements/build.in pyproject.toml --extra dev --extra dedup --extra fast --extra mpi

@@ -14,6 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +130,16 @@ def write_datasets(rows: Rows, folder: Path) -> None:
     datasets.Dataset(pyarrow.table({"ids": lists})).cast(features).save_to_disk(str(folder))
 
 
-def read_datasets_random(folder: Path) -> Batches:
-    """Rows at permuted indices, a batch at once, in the Arrow format (numpy's is half as fast)."""
+def read_datasets_random(folder: Path, form: str) -> Batches:
+    """Rows at permuted indices, a batch at once, in one of its formats."""
     import datasets
 
-    dataset = datasets.load_from_disk(str(folder)).with_format("arrow")
+    dataset = datasets.load_from_disk(str(folder)).with_format(form)
     generator = np.random.default_rng(SEED)
     while True:
         order = generator.permutation(len(dataset))
         for start in range(0, len(order) - BATCH + 1, BATCH):
-            yield from_arrow(dataset[order[start : start + BATCH]])
+            yield from_format(dataset[order[start : start + BATCH]], form)
 
 
 def read_datasets_buffer(folder: Path, form: str) -> Batches:
@@ -153,28 +154,30 @@ def read_datasets_buffer(folder: Path, form: str) -> Batches:
     for epoch in range(sys.maxsize):
         stream.set_epoch(epoch)
         for batch in stream.with_format(form).iter(BATCH, drop_last_batch=True):
-            yield from_arrow(batch) if form == "arrow" else np.stack(batch["ids"]).astype(np.int64)
+            yield from_format(batch, form)
 
 
-def from_arrow(table: Any) -> np.ndarray:
-    """The column of a table as int64 [B, L]; the buffer is not copied before it is widened."""
-    column = table.column("ids").combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1).astype(np.int64)
+def from_format(batch: Any, form: str) -> np.ndarray:
+    """The ids of a batch as int64 [B, L]; an Arrow buffer is not copied before it is widened."""
+    if form == "arrow":
+        column = batch.column("ids").combine_chunks()
+        return column.flatten().to_numpy().reshape(len(column), -1).astype(np.int64)
+    ids = batch["ids"]
+    return ids.numpy() if form == "torch" else np.asarray(ids).astype(np.int64)
 
 
 PEERS: dict[str, tuple[Callable[[Rows, Path], None], Callable[[Path], Batches]]] = {
     "mosaicml-streaming": (write_mosaicml, read_mosaicml),
     "litdata": (write_litdata, read_litdata),
     "webdataset": (write_webdataset, read_webdataset),
-    "datasets, random access": (write_datasets, read_datasets_random),
-    "datasets, shuffle buffer, numpy": (
-        write_datasets,
-        lambda folder: read_datasets_buffer(folder, "numpy"),
-    ),
-    "datasets, shuffle buffer, Arrow": (
-        write_datasets,
-        lambda folder: read_datasets_buffer(folder, "arrow"),
-    ),
+    **{
+        f"datasets, {way}, {form}": (write_datasets, partial(read, form=form.lower()))
+        for way, read in (
+            ("random access", read_datasets_random),
+            ("shuffle buffer", read_datasets_buffer),
+        )
+        for form in ("torch", "numpy", "Arrow")
+    },
 }
 
 

@@ -23,7 +23,7 @@ def submit_deepspeed(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through the deepspeed launcher."""
     from electra_dist.launch.hosts import deepspeed_command
 
-    job = _job(args, overrides, address_needed=args.launcher == "openmpi")
+    job = _job(args, overrides, address_needed=args.launcher in ("openmpi", "slurm"))
     if args.launcher == PDSH and re.search(r"[^\w@%+=:,./-]", str(job.folder)):
         raise UserError(
             f"the folder {str(job.folder)!r} can't be handed to pdsh by deepspeed (it quotes "
@@ -31,15 +31,15 @@ def submit_deepspeed(args: argparse.Namespace, overrides: list[str]) -> int:
         )
     needs = {PDSH: "pdsh", "slurm": "srun"}.get(args.launcher, "mpirun")
     command = deepspeed_command(job, args.launcher, args.launcher_args)
-    return _run(args, [command], needs=("deepspeed", needs))
+    return _run(args, job, [command], needs=("deepspeed", needs))
 
 
 def submit_mpi(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through Open MPI's mpirun."""
     from electra_dist.launch.hosts import mpirun_command
 
-    command = mpirun_command(_job(args, overrides), args.mpirun_args)
-    return _run(args, [command], needs=("mpirun",))
+    job = _job(args, overrides)
+    return _run(args, job, [mpirun_command(job, args.mpirun_args)], needs=("mpirun",))
 
 
 def submit_torchrun(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,7 +47,7 @@ def submit_torchrun(args: argparse.Namespace, overrides: list[str]) -> int:
     from electra_dist.launch.hosts import torchrun_commands, torchrun_ends
 
     job = _job(args, overrides)
-    return _run(args, torchrun_commands(job), torchrun_ends(job), needs=("ssh",))
+    return _run(args, job, torchrun_commands(job), torchrun_ends(job), needs=("ssh",))
 
 
 def _job(
@@ -62,7 +62,11 @@ def _job(
     from electra_dist.launch.hostfile import read_hostfile, read_variables, variables_files
     from electra_dist.resilience.resume import resumed_config
 
-    config = files.load(args.config, overrides, recipe=args.recipe)
+    run = args.out.absolute()
+    settled = run / "config.json"  # which pretrain reads too if it is told nothing else
+    is_told = args.config is not None or args.recipe is not None
+    path = args.config if is_told or not settled.is_file() else settled
+    config = files.load(path, overrides, recipe=args.recipe)
     hosts = read_hostfile(args.hostfile)
     num_ranks = sum(host.slots for host in hosts)
     if num_ranks > config.batch.num_micro_batches:
@@ -71,7 +75,6 @@ def _job(
             f"{config.batch.num_micro_batches} micro-batches, one a rank at least; take fewer, or "
             "lower batch.micro_batch_size"
         )
-    run = args.out.absolute()
     resumed_config(config, run)  # refused here and now if it can't go on with RUN
     given = [str(args.config.absolute())] if args.config else []
     given += ["--recipe", args.recipe] if args.recipe else []
@@ -106,6 +109,7 @@ def _if_it_resolves(name: str) -> str | None:
 
 def _run(
     args: argparse.Namespace,
+    job: HostsJob,
     commands: list[list[str]],
     ends: Sequence[Sequence[str]] = (),
     *,
@@ -123,6 +127,8 @@ def _run(
     # Not the families of names: OMPI_MCA_* and SLURM_* are for mpirun and srun.
     stale = {name for name in LAUNCHER_VARIABLES if not name.startswith("SLURM_")}
     environ = {name: value for name, value in os.environ.items() if name not in stale}
+    if job.master_addr:  # srun hands on what is here; the others have it in their words
+        environ |= {"MASTER_ADDR": job.master_addr, "MASTER_PORT": str(job.master_port)}
     # deepspeed and mpirun of this environment, and what they start by name.
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', '')}"
     environ.setdefault("PDSH_SSH_ARGS_APPEND", " ".join(ALIVE))

@@ -33,16 +33,14 @@ RESUMABLE_FIELDS = (
     "data.cache_dir",
     "data.cache_bytes",
     "schedule.stop_step",
-    "engine.kind",
-    "engine.zero_stage",
-    "engine.precision",
-    "engine.initial_loss_scale",
-    "engine.loss_scale_window",
-    "engine.deepspeed_config",
-    "engine.threads_per_rank",
-    "engine.timeout_seconds",
-    "engine.deterministic",
-    "engine.activation_checkpointing",
+    *(
+        f"engine.{name}"  # all but compile, after which numbers are rounded otherwise
+        for name in (
+            *("kind", "zero_stage", "deepspeed_config", "precision", "initial_loss_scale"),
+            *("loss_scale_window", "threads_per_rank", "timeout_seconds", "deterministic"),
+            "activation_checkpointing",
+        )
+    ),
     "checkpoint",
     "resilience",
     "metrics",

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from electra_dist.config.schema import RunConfig
+from electra_dist.data.fast_path import fast_path
 from electra_dist.data.hashing import mix32, mix64
 from electra_dist.data.store import SpecialIds
 from electra_dist.runtime.keys import fold
@@ -65,6 +66,13 @@ class MaskRule:
     """Steps from `mask_prob` to `mask_prob_end`."""
     samples_a_step: int = 1
     """Positions that make a step of the schedule."""
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether `compiled.mask` draws by this rule."""
+        return (
+            self.masking == "token" and not self.with_replacement and self.mask_prob_end is None
+        )
 
     @classmethod
     def of(cls, config: RunConfig, special: SpecialIds) -> MaskRule:
@@ -134,6 +142,10 @@ def mask_rows(
     batch, length = input_ids_BL.shape
     num_slots = min(rule.max_masked, length)
     tables = _tables(length, num_slots, rule.mask_prob)
+    if rule.has_kernel and fast_path.is_on(batch):
+        masks = _compiled(input_ids_BL, num_tokens_B, sample_positions_B, rule, tables)
+        if masks is not None:
+            return masks
     excluded_BL = tables.beyond_NL.take(num_tokens_B, axis=0)
     for never in rule.never:
         excluded_BL |= input_ids_BL == never
@@ -181,6 +193,36 @@ def mask_rows(
     )
 
 
+def _compiled(
+    input_ids_BL: NDArray[np.unsignedinteger],
+    num_tokens_B: NDArray[np.int64],
+    sample_positions_B: NDArray[np.int64],
+    rule: MaskRule,
+    tables: _Tables,
+) -> Masks | None:
+    """The same masks from machine code; None where it cannot give them."""
+    batch, num_slots = len(input_ids_BL), tables.used_NN.shape[1]
+    masks = Masks(
+        np.empty(input_ids_BL.shape, input_ids_BL.dtype),
+        np.empty((batch, num_slots), np.uint16),
+        np.empty((batch, num_slots), np.float32),
+    )
+    done = fast_path.run(
+        "mask",
+        np.ascontiguousarray(input_ids_BL),
+        num_tokens_B.astype(np.int64, copy=False),
+        sample_positions_B.astype(np.int64, copy=False),
+        np.uint64(fold(rule.seed, _SELECT)),
+        tables.num_selected_N,
+        tables.slot_mask,
+        _MASK_BELOW,
+        np.array(rule.never, np.uint32),
+        input_ids_BL.dtype.type(rule.mask_id),
+        *masks,
+    )
+    return masks if done else None
+
+
 class _Tables(NamedTuple):
     """What depends on the shape and the rule only; rows of tables are by number of real tokens."""
 
@@ -191,6 +233,8 @@ class _Tables(NamedTuple):
     """[L + 1, L]: what lies beyond the tokens of a row."""
     used_NN: NDArray[np.bool_]
     """[L + 1, N]: slots that a row may use."""
+    num_selected_N: NDArray[np.int64]
+    """[L + 1]: how many those are."""
 
 
 @lru_cache(maxsize=8)
@@ -202,6 +246,7 @@ def _tables(length: int, num_slots: int, mask_prob: float) -> _Tables:
         slot_mask=np.uint32((1 << length.bit_length()) - 1),
         beyond_NL=np.arange(length) >= num_tokens[:, None],
         used_NN=np.arange(num_slots) < selected[:, None],
+        num_selected_N=selected,
     )
 
 

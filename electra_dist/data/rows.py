@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from electra_dist.data.fast_path import fast_path
 from electra_dist.data.store import (
     Array,
     Corpus,
@@ -85,6 +86,11 @@ class RowReader:
     def read(self, sample_ids: NDArray[np.int64]) -> Rows:
         """The rows of `sample_ids`, in that order."""
         shards_B = np.searchsorted(self._ends, sample_ids, side="right")
+        segments_only = self._packing.mode != "packed" and not self._word_starts
+        if segments_only and len(sample_ids) and fast_path.is_on(0):
+            rows = self._compiled(sample_ids, shards_B)
+            if rows is not None:
+                return rows
         first = int(shards_B[0]) if len(shards_B) else 0
         if (shards_B == first).all():
             return self._assembled([self._gathered(first, sample_ids)])
@@ -102,6 +108,36 @@ class RowReader:
         back_B[places_B] = np.arange(len(places_B))
         fields: list[Any] = [None if field is None else field[back_B] for field in rows]
         return Rows(*fields)
+
+    def _compiled(self, sample_ids: NDArray[np.int64], shards_B: Array) -> Rows | None:
+        """The same rows from machine code; None where it cannot give them."""
+        shape = len(sample_ids), self._length
+        first = int(shards_B[0])
+        rows = Rows(
+            np.empty(shape, self._shard(first).tokens.tokens.dtype),
+            np.empty(shape, np.uint8),
+            np.empty(len(sample_ids), np.int64),
+        )
+        special = np.array([self._special.cls, self._special.sep, self._special.pad], np.uint32)
+        is_one = (shards_B == first).all()
+        for index in [first] if is_one else np.unique(shards_B).tolist():
+            places_B = np.flatnonzero(shards_B == index)
+            tokens, _, examples, _ = self._shard(index)
+            assert isinstance(examples, Examples), "only mode packed has other examples"
+            local_B = sample_ids[places_B] - (int(self._ends[index]) - len(examples.start))
+            done = fast_path.run(
+                "assemble",
+                np.asarray(tokens.tokens),
+                examples.start[local_B],
+                examples.length_a[local_B].astype(np.int64),
+                examples.length_b[local_B].astype(np.int64),
+                places_B,
+                special,
+                *rows[:3],
+            )
+            if not done:
+                return None
+        return rows
 
     def _gathered(self, index: int, sample_ids: NDArray[np.int64]) -> list[Array]:
         """What rows of one shard are made of: all that needs its memory maps."""

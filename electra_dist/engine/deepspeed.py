@@ -75,8 +75,7 @@ class DeepSpeedEngine:
         phases: Phases | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(device)
-        if uses_nvme(config):
-            _require_asynchronous_io(config)
+        _require_ability(deepspeed, config)
         self.device = device
         self.parameter_shapes = stored_shapes(model)
         self._num_elements = {n: p.numel() for n, p in model.named_parameters()}
@@ -274,12 +273,19 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _require_asynchronous_io(config: RunConfig) -> None:
-    """Raise UserError where DeepSpeed cannot compile what reads and writes NVMe."""
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    if not AsyncIOBuilder().is_compatible(verbose=False):
+def _require_ability(deepspeed: Any, config: RunConfig) -> None:
+    """Raise UserError where this machine lacks what the config asks DeepSpeed for."""
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if config.engine.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError(
-            f"{config.engine.deepspeed_config}: off-loading to nvme needs libaio, which is not "
-            'installed here; install libaio-dev, or off-load with "device": "cpu"'
+            "engine.precision = 'fp16': DeepSpeed does not compute in it on this device; use bf16 "
+            "or fp32"
         )
+    if uses_nvme(config):
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                f"{config.engine.deepspeed_config}: off-loading to nvme needs libaio, which is not "
+                'installed here; install libaio-dev, or off-load with "device": "cpu"'
+            )

@@ -67,6 +67,7 @@ def deepspeed_command(job: HostsJob, runner: str, runner_args: str) -> list[str]
     # --force_multi: with one host in the file the launcher would start its ranks here.
     flags += ["--hostfile", str(job.hostfile), "--force_multi", "--launcher", runner]
     flags += ["--master_addr", job.master_addr] if job.master_addr else []
+    flags += ["--no_ssh_check"] if runner == "slurm" else []
     if runner == "openmpi":  # it hands on neither
         known = [*OPEN_MPI, *_rank_0(job)]
         runner_args = f"{shlex.join(known)} {runner_args}".strip()

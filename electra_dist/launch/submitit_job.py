@@ -157,6 +157,9 @@ class _Task:
 
     def _other_rank(self) -> str:
         """Task 0 speaks for all; a failed one says so, for submitit's log of it."""
+        # Python takes its handlers down before the process ends: a USR2 that comes then would kill
+        # it, and srun would fail a job whose run is finished (seen).
+        signal.pthread_sigmask(signal.SIG_BLOCK, {self._signal})
         if self._code not in (0, STOPPED):
             raise RuntimeError(f"the rank ended with {self._code}; see {self._run}/attempts")
         return "stopped" if self._code else "finished"

@@ -29,8 +29,9 @@ def alarms(panel: Mapping[str, float], config: MetricsConfig) -> dict[str, str]:
         found[ALL_REAL] = (
             f"it finds {recall:.2%} of the replaced tokens and ranks them at an AUC of {auc:.3f}"
         )
-    accuracy = panel["generator_sampled_accuracy"]
-    if config.alarm_sampled_accuracy is not None and accuracy >= config.alarm_sampled_accuracy:
+    # A uniform generator is not judged: it has nothing to be good at.
+    accuracy, limit = panel.get("generator_sampled_accuracy"), config.alarm_sampled_accuracy
+    if accuracy is not None and limit is not None and accuracy >= limit:
         found[TOO_GOOD] = (
             f"{accuracy:.2%} of its samples are the original: {panel['replaced_share']:.2%} of "
             "the selected tokens are left to be found"

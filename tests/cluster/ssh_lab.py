@@ -77,7 +77,8 @@ class SshLab:
     def _configure(self) -> None:
         known = []
         addresses = {n: self.hosts.address(i) for i, n in enumerate(self.names, 1)}
-        lines = [f"{address} {name}" for name, address in addresses.items()]
+        everybody = {**addresses, socket.gethostname(): self.hosts.gateway}
+        lines = [f"{address} {name}" for name, address in everybody.items()]
         for name, address in addresses.items():
             known.append(f"{name},{address} {_new_key(self.folder / f'{name}.key')}")
             # Debian's installer writes the second line; a rank must not offer that address.

@@ -50,7 +50,11 @@ def numbers(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]
     """What all are compared with: the same ranks on one host."""
     run = tmp_path_factory.mktemp("nproc") / "run"
     command = [*ELECTRA, "pretrain", config, "--out", run, *STEP, "--nproc", "4"]
-    return finish(run, *command, launcher="environment", num_ranks=4, seconds=SECONDS)
+    return finish_4(run, *command, launcher="environment")
+
+
+def finish_4(run: Path, *command: str | Path, launcher: str) -> list[Any]:
+    return finish(run, *command, launcher=launcher, num_ranks=4, seconds=SECONDS, **AS_ROOT)
 
 
 def submit(lab: SshLab, way: str, config: Path, run: Path, *words: str) -> list[str]:
@@ -65,6 +69,10 @@ def submit(lab: SshLab, way: str, config: Path, run: Path, *words: str) -> list[
         ("deepspeed", "environment"),
         pytest.param("mpi", "openmpi", marks=pytest.mark.needs_mpi),
         ("torchrun", "torchrun"),
+        pytest.param(
+            *("deepspeed --launcher openmpi", "openmpi"),
+            marks=[pytest.mark.needs_mpi, pytest.mark.slow],
+        ),
     ],
 )
 def test_two_hosts_give_the_numbers_of_one(
@@ -72,11 +80,23 @@ def test_two_hosts_give_the_numbers_of_one(
 ) -> None:
     run = tmp_path / "a run" / "run"
     run.parent.mkdir()
-    command = submit(lab, way, config, run, *STEP)
-    more = {"launcher": launcher, "num_ranks": 4, "seconds": SECONDS, **AS_ROOT}
-    assert finish(run, *command, **more) == numbers
+    name, *words = way.split()
+    command = submit(lab, name, config, run, *words, *STEP)
+    assert finish_4(run, *command, launcher=launcher) == numbers
     assert {host_of(path) for path in (run / "heartbeat").iterdir()} == {"node1", "node2"}
     assert_nothing_is_left(lab, run)
+
+
+@pytest.mark.slow
+def test_deepspeeds_engine_on_two_hosts(lab: SshLab, config: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    engine = (*STEP, "--engine.kind", "deepspeed", "--engine.zero_stage", "2")
+    one, two = (tmp_path / name / "run" for name in ("one", "two"))
+    command = [*ELECTRA, "pretrain", config, "--out", one, *engine, "--nproc", "4"]
+    numbers = finish_4(one, *command, launcher="environment")
+    command = submit(lab, "deepspeed", config, two, *engine)
+    assert finish_4(two, *command, launcher="environment") == numbers
 
 
 @pytest.mark.parametrize(

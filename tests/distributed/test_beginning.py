@@ -95,6 +95,12 @@ def test_with_keep_moments_they_come_too(runs: Path) -> None:
     assert differences(checkpoint(runs / "gone", 15), checkpoint(runs / "kept", 0)) == [
         "step: 15 and 0"
     ]
+    # And how many updates they are made of, on which a corrected bias counts.
+    counts = [
+        CheckpointReader(checkpoint(runs / name, step)).state["num_updates"]
+        for name, step in (("gone", 15), ("kept", 0), ("kept", 1), ("calm", 0))
+    ]
+    assert counts == [15, 15, 16, 0]
 
 
 def test_a_resume_needs_no_source_and_does_not_begin_again(runs: Path) -> None:

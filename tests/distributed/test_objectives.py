@@ -37,7 +37,7 @@ def test_every_variant_trains_as_plain_pytorch_does(tmp_path: Path) -> None:
         2,
         tmp_path,
         cases=CASES,
-        num_steps=3,
+        num_steps=2,
     )[0]
     for case, report in zip(CASES, reports, strict=True):
         print(case, report)

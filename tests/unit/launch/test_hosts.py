@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from electra_dist.cli import main
+from electra_dist.config import files
 from electra_dist.errors import UserError
 from electra_dist.launch.hostfile import Host, read_hostfile, read_variables
 from electra_dist.launch.hosts import (
@@ -172,6 +173,19 @@ def test_mistakes_of_submit(
     folder.mkdir()
     monkeypatch.chdir(folder)
     assert "without blanks" in said("deepspeed")
+
+
+def test_a_run_that_is_there_needs_no_other_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=1\n")
+    settled = files.load(None, ["--model.vocab_size", "300", "--seed", "7"], recipe="tiny")
+    (tmp_path / "config.json").write_text(files.to_json(settled))
+    words = ["submit", "mpi", "--out", str(tmp_path), "--hostfile", str(hosts), "--dry-run"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(f"electra_dist pretrain --out {tmp_path}\n")
+    assert main([*words, "--seed", "8"]) == 2
 
 
 LAUNCHER = """

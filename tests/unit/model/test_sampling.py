@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import Tensor
 
 from electra_dist.config.schema import ObjectiveConfig, RunConfig
 from electra_dist.model import random
@@ -28,15 +27,15 @@ def with_objective(config: RunConfig, **values: Any) -> RunConfig:
     return replace(config, objective=ObjectiveConfig(**values))
 
 
-def repeated(batch: Batch, times: int) -> Batch:
-    """The batch's only row many times, with other noise in each."""
-    fields = {
-        name: value.expand(times, -1) if isinstance(value, Tensor) else value
-        for name, value in batch._asdict().items()
-    }
+def with_many_slots(batch: Batch, times: int) -> Batch:
+    """The batch's only row, each of its slots many times, with other noise in each."""
+    positions_BN = batch.masked_positions_BN.repeat(1, times)
     noise = torch.Generator().manual_seed(5)
-    fields["uniforms_BN"] = torch.rand(times, batch.uniforms_BN.shape[1], generator=noise)
-    return Batch(**fields)
+    return batch._replace(
+        masked_positions_BN=positions_BN,
+        masked_weights_BN=batch.masked_weights_BN.repeat(1, times),
+        uniforms_BN=torch.rand(positions_BN.shape, generator=noise),
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
@@ -52,16 +51,18 @@ def test_samples_come_as_often_as_the_softmax_says(
     times = 4000
     knobs = {"temperature": temperature, "disallow_correct": disallow_correct}
     model = scrambled(with_objective(config, **knobs))
-    batch = repeated(make_batch(config, [24]), times)
+    once = make_batch(config, [24])
+    batch = with_many_slots(once, times)
     losses = model(batch)
     assert losses.generator_log_probs_BNV is not None
+    sampled = losses.sampled_ids_BN.view(times, -1)
     originals = batch.input_ids_BL.gather(1, batch.masked_positions_BN)[0]
     for slot in range(3):
         weights = (losses.generator_log_probs_BNV[0, slot].double() / temperature).exp()
         if disallow_correct:
             weights[originals[slot]] = 0.0
         expected = (weights / weights.sum()).numpy() * times
-        counts = losses.sampled_ids_BN[:, slot].bincount(minlength=len(expected)).numpy()
+        counts = sampled[:, slot].bincount(minlength=len(expected)).numpy()
         assert counts[expected == 0].tolist() == [0] * int((expected == 0).sum())
         common = expected > 5
         found, wanted = counts[common], expected[common]
@@ -72,7 +73,7 @@ def test_samples_come_as_often_as_the_softmax_says(
     assert torch.equal(losses.generator, plain.generator)
     if disallow_correct:
         assert losses.replaced_share == 1.0
-        assert torch.equal(losses.labels_BL, selected_positions(batch))
+        assert torch.equal(model(once).labels_BL, selected_positions(once))
 
 
 @torch.no_grad()
@@ -165,8 +166,8 @@ def test_uniform_replacements_are_of_all_ids_but_special_ones_alike(
     model = scrambled(with_objective(config, name="uniform_generator"))
     assert model.generator is None
     assert model.external_parameters() == []
-    batch = repeated(make_batch(config, [24]), 6000)
-    losses = model(batch)
+    once = make_batch(config, [24])
+    losses = model(with_many_slots(once, 6000))
     counts = losses.sampled_ids_BN.flatten().bincount(minlength=90)
     special = sorted(SPECIAL_IDS.values())
     assert counts[special].sum() == 0
@@ -174,4 +175,6 @@ def test_uniform_replacements_are_of_all_ids_but_special_ones_alike(
     assert losses.generator == 0
     assert losses.generator_log_probs_BNV is None
     assert losses.total == 50.0 * losses.discriminator
-    assert torch.equal(losses.labels_BL, losses.labels_BL & selected_positions(batch))
+    labels = model(once).labels_BL
+    assert labels.any()
+    assert torch.equal(labels, labels & selected_positions(once))

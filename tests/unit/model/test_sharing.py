@@ -163,7 +163,7 @@ def test_recomputing_layers_changes_no_bit_of_any_variant(
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.lists(st.integers(5, 24), min_size=1, max_size=4), st.integers(0, 2**20))
 def test_padding_and_leaving_it_out_change_no_loss_of_any_variant(
     name: str, num_tokens: list[int], seed: int
@@ -173,7 +173,6 @@ def test_padding_and_leaving_it_out_change_no_loss_of_any_variant(
     config = variant_of(make_config(hidden_dropout=0.0, attention_dropout=0.0), name)
     model = scrambled(config).train()
     batch = make_batch(config, num_tokens, seed=seed)
-    # Masks of the conftest's rows draw at one probability; the recorded samples keep it the same.
     wanted = model(batch)
     real = (torch.arange(24) < torch.tensor(num_tokens)[:, None]).flatten()
     padded = batch._replace(

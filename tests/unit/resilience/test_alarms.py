@@ -38,6 +38,11 @@ def test_an_objective_without_a_discriminator_raises_nothing() -> None:
     assert alarms({"generator_sampled_accuracy": 1.0, "replaced_share": 0.0}, CONFIG) == {}
 
 
+def test_a_generator_that_learns_nothing_is_never_too_good() -> None:
+    panel = {k: v for k, v in HEALTHY.items() if not k.startswith("generator")}
+    assert alarms(panel, CONFIG) == {}
+
+
 def test_without_a_curve_the_recall_says_nothing() -> None:
     panel = {k: v for k, v in HEALTHY.items() if k != "own_disc_auc"}
     assert alarms({**panel, "own_disc_recall": 0.0}, CONFIG) == {}

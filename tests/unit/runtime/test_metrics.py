@@ -166,3 +166,4 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == [1, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95]
     assert {"eval/auc", "timing/step_seconds"} <= set(events.Tags()["scalars"])
+    assert "custom_scalars__config__" in events.Tags()["tensors"]  # the page "tug of war"

@@ -30,6 +30,7 @@ def test_own_time_leaves_out_the_phases_inside() -> None:
     assert phases.own_seconds["loop"] == 17
     assert phases.own_seconds["optimizer"] == 10
     assert phases.own_seconds["agree"] == 4
+    assert phases.waiting_seconds() == 4
     assert list(phases.durations["optimizer"]) == [14]
 
 
