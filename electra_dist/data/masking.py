@@ -70,9 +70,7 @@ class MaskRule:
     @property
     def has_kernel(self) -> bool:
         """Whether `compiled.mask` draws by this rule."""
-        return (
-            self.masking == "token" and not self.with_replacement and self.mask_prob_end is None
-        )
+        return self.masking == "token" and not self.with_replacement and self.mask_prob_end is None
 
     @classmethod
     def of(cls, config: RunConfig, special: SpecialIds) -> MaskRule:

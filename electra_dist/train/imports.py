@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from electra_dist.checkpoint.foreign_deepspeed import read_deepspeed
+from electra_dist.checkpoint.foreign_deepspeed import ForeignState, read_deepspeed
 from electra_dist.checkpoint.made import check_out, made_state, write_checkpoint, zero_moments
 from electra_dist.checkpoint.shard import Piece
 from electra_dist.config import files
@@ -99,7 +100,10 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
         )
     tokenizer = None
     if config is not None:
+        if config.model.vocab_size is None and config.data.folders:
+            config = _of_vocabulary(config, open_corpora(config.data)[0].vocab_size)
         config = _of_vocabulary(config, foreign.shapes[_WORD_TABLE][0])
+        foreign = _without_padding(foreign, config)
         with torch.device("meta"):
             parameters = stored_parameters(JointElectra(config))
         _check(foreign.shapes, parameters, foreign.folder)
@@ -121,6 +125,24 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
         config_fingerprint=files.fingerprint(config) if config else None,
     )
     return write_checkpoint(out, foreign.shapes, foreign.pieces(), state, tokenizer)
+
+
+def _without_padding(foreign: ForeignState, config: RunConfig) -> ForeignState:
+    """Word tables of the vocabulary's size, where DeepSpeed saved them as they lie in memory."""
+    num_ids = config.model.vocab_size
+    assert num_ids is not None
+    shapes = {
+        name: (num_ids, *shape[1:])
+        if name.endswith("word.weight") and shape[0] == config.model.padded(num_ids)
+        else shape
+        for name, shape in foreign.shapes.items()
+    }
+
+    def fragments(name: str, kind: str) -> list[Tensor]:
+        flat = torch.cat([piece.reshape(-1) for piece in foreign.fragments(name, kind)])
+        return [flat[: math.prod(shapes[name])]]
+
+    return replace(foreign, shapes=shapes, fragments=fragments)
 
 
 def _of_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:
