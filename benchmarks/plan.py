@@ -35,6 +35,11 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
         "reference",
         ["--batch.global_batch_size", "16", "--engine.activation_checkpointing"],
     ),
+    "small, modern": (
+        "small",
+        "reference",
+        ["--batch.global_batch_size", "16", "--model.backbone", "modern"],
+    ),
     "small, electric": (
         "small",
         "reference",

@@ -11,6 +11,13 @@ SPECIAL_IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
 """Of made-up vocabularies."""
 
 _UNTIED = {"model": {"untied_generator_embeddings": True}}
+# A window as wide as the rows: torch counts whole products, whatever a mask leaves out. And a word
+# table with padding: 8200 rows for 8192 ids.
+_MODERN = {
+    "backbone": "modern",
+    "local_attention_window": 1024,
+    "pad_vocab_to_multiple_of": 100,
+}
 _APART = {"model": {"embedding_sharing": "gradient_disentangled"}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "electra": {},
@@ -27,6 +34,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"untied_generator": False},
         "objective": {"sampling_dropout": False},
     },
+    "modern": {"model": _MODERN},
+    "modern, mlm": {"model": _MODERN, "objective": {"name": "mlm"}},
+    "modern, untied tables": {"model": {**_MODERN, "untied_generator_embeddings": True}},
+    "modern, one transformer": {"model": {**_MODERN, "untied_generator": False}},
     "without the original": {"objective": {"disallow_correct": True, "temperature": 2.0}},
 }
 

@@ -16,6 +16,7 @@ _KNOBS = """common knobs (--section.field value; `electra-dist config docs` list
   --schedule.num_steps 1000000      --schedule.warmup_steps 10000   --schedule.stop_step N
   --optim.learning_rate 5e-4        --optim.weight_decay 0.01       --optim.name lamb|adamw|...
   --objective.name electra|mlm|...  --objective.mask_prob 0.15      --objective.disc_weight 50
+  --model.backbone bert|modern      --model.pad_vocab_to_multiple_of 64
   --model.hidden_size 256           --model.num_layers 12           --model.generator_hidden_size 64
   --engine.kind deepspeed|reference --engine.zero_stage 0|1|2|3     --engine.threads_per_rank N
   --engine.deepspeed_config JSON    --engine.precision fp32|bf16|fp16

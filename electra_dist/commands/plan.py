@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from electra_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from electra_dist.config.memory import Device
+    from electra_dist.config.activations import Device
 
 
 def plan(args: argparse.Namespace, overrides: list[str]) -> int:

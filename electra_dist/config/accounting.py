@@ -4,7 +4,8 @@
 memory (`config.memory`), traffic (`config.traffic`) and checkpoint sizes (`launch.plan`) follow
 from it, and tests hold it against the built module, name by name. Who changes a tower in
 `model/` changes it here: `towers` for what there is, `_layer_shapes`, `_head_shapes` and
-`parameter_shapes` for weights, `_layer_products` and `_head_products` for matrix products.
+`parameter_shapes` for weights, `_layer_products` and `_head_products` for matrix products; what is
+another in the `modern` backbone stands in `accounting_modern`.
 
 Letters: L positions of a row, V vocabulary, E embedding width, D width of a tower.
 """
@@ -15,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from electra_dist.config import accounting_modern as modern
 from electra_dist.config.schema import ModelConfig, RunConfig
 
 DEFAULT_VOCAB_SIZE = 30522
@@ -113,7 +115,7 @@ def parameter_shapes(config: RunConfig) -> Shapes:
     model, rows = config.model, vocab_size(config)
     shapes = _named("embeddings", _embedding_shapes(model, model.embedding_size, rows))
     if not model.untied_generator:
-        shapes |= _named("encoder", _encoder_shapes(towers(config)[-1]))
+        shapes |= _named("encoder", _encoder_shapes(model, towers(config)[-1]))
     for tower in towers(config):
         own: Shapes = {}
         if tower.makes_logits and model.untied_generator_embeddings:
@@ -123,9 +125,18 @@ def parameter_shapes(config: RunConfig) -> Shapes:
             own |= _named("embeddings.difference", difference)
         if model.untied_generator:
             for encoder in tower.encoders:
-                own |= _named(encoder, _encoder_shapes(tower))
-        shapes |= _named(tower.name, own | _named("head", _head_shapes(tower, rows)))
+                own |= _named(encoder, _encoder_shapes(model, tower))
+        shapes |= _named(tower.name, own | _named("head", _head_shapes(model, tower, rows)))
     return shapes
+
+
+def padded_shapes(config: RunConfig) -> Shapes:
+    """Shapes as they lie in memory: word tables with their padding, which no file holds."""
+    rows = config.model.padded(vocab_size(config))
+    return {
+        name: (rows, *shape[1:]) if name.endswith("word.weight") else shape
+        for name, shape in parameter_shapes(config).items()
+    }
 
 
 def num_parameters(config: RunConfig) -> dict[str, int]:
@@ -152,6 +163,8 @@ def is_decayed(name: str) -> bool:
 
 
 def _embedding_shapes(model: ModelConfig, width: int, rows: int) -> Shapes:
+    if model.backbone == "modern":
+        return modern.embedding_shapes(width, rows)
     return {
         "word.weight": (rows, width),
         "position.weight": (model.max_position_embeddings, width),
@@ -160,7 +173,9 @@ def _embedding_shapes(model: ModelConfig, width: int, rows: int) -> Shapes:
     }
 
 
-def _encoder_shapes(tower: Tower) -> Shapes:
+def _encoder_shapes(model: ModelConfig, tower: Tower) -> Shapes:
+    if model.backbone == "modern":
+        return modern.encoder_shapes(model, tower)
     shapes: Shapes = {}
     if tower.embedding_size != tower.width:
         shapes |= _named("embeddings_project", _linear(tower.embedding_size, tower.width))
@@ -169,7 +184,9 @@ def _encoder_shapes(tower: Tower) -> Shapes:
     return shapes
 
 
-def _head_shapes(tower: Tower, rows: int) -> Shapes:
+def _head_shapes(model: ModelConfig, tower: Tower, rows: int) -> Shapes:
+    if model.backbone == "modern":
+        return modern.head_shapes(tower, rows)
     if tower.makes_logits:
         width = len(tower.encoders) * tower.width
         return {
@@ -220,7 +237,8 @@ def flops_of_row(config: RunConfig) -> int:
     """Training FLOPs of one full row, usual convention: what MFU is computed from.
 
     Matrix products alone, two FLOPs a multiply-add; backward costs two forwards; tables are looked
-    up and not multiplied; logits are made at `max_masked` slots (electric: at all positions).
+    up and not multiplied; logits are made at `max_masked` slots (electric: at all positions); of
+    local attention the pairs within the window count, whatever a kernel computes behind its mask.
     Recomputation (activation checkpointing) is no model FLOP; a forward pass of its own for
     sampling is.
     """
@@ -231,9 +249,18 @@ def flops_of_row(config: RunConfig) -> int:
         for _ in tower.encoders:
             if tower.embedding_size != tower.width:
                 forward += length * tower.embedding_size * tower.width
-            forward += tower.num_layers * sum(_layer_products(tower.width, length))
+            forward += sum(_encoder_products(config.model, tower, length))
         products += (tower.num_forwards + 2) * forward
     return 2 * products
+
+
+def _encoder_products(model: ModelConfig, tower: Tower, length: int) -> Iterator[int]:
+    """Multiply-adds of all layers and a row, forward."""
+    if model.backbone == "modern":
+        yield from modern.encoder_products(model, tower, length)
+        return
+    for _ in range(tower.num_layers):
+        yield from _layer_products(tower.width, length)
 
 
 def _layer_products(width: int, length: int) -> Iterator[int]:
@@ -246,6 +273,10 @@ def _layer_products(width: int, length: int) -> Iterator[int]:
 
 
 def _head_products(config: RunConfig, tower: Tower) -> Iterator[int]:
+    if config.model.backbone == "modern":
+        places = config.max_masked if tower.makes_logits else config.data.sequence_length
+        yield from modern.head_products(tower, places, vocab_size(config))
+        return
     if tower.makes_logits:
         embedding = tower.embedding_size
         slots = config.max_masked
@@ -274,6 +305,10 @@ def google_flops_of_row(config: RunConfig) -> float:
     length, rows = config.data.sequence_length, vocab_size(config)
     total = 0.0
     for tower in towers(config):
+        if config.model.backbone == "modern":
+            forward = modern.google_flops(config.model, tower, length, rows, _OUTPUT_FRACTION)
+            total += forward * (tower.num_forwards + 1) / 2
+            continue
         width, embedding = tower.width, tower.embedding_size
         forward = 2.0 * embedding * (rows + length + 2) + 2 * embedding
         forward += (_LAYER_NORM + _DROPOUT) * embedding

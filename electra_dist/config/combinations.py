@@ -70,3 +70,17 @@ def check_towers(model: ModelConfig, objective: ObjectiveConfig) -> None:
         "needs two towers, but model.untied_generator = False makes them one transformer",
         "leave one of the two out",
     )
+    require(
+        model.backbone == "bert" or objective.name != "electric",
+        "model.backbone",
+        model.backbone,
+        "has no causal towers, which objective.name = 'electric' needs",
+        "use bert",
+    )
+    require(
+        model.backbone == "bert" or model.embedding_sharing == "tied",
+        "model.backbone",
+        model.backbone,
+        "has no embeddings that model.embedding_sharing = 'gradient_disentangled' could take apart",
+        "use bert",
+    )

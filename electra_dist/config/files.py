@@ -26,6 +26,7 @@ from electra_dist.errors import UserError
 # What a resumed run may change; everything else decides which numbers are computed.
 RESUMABLE_FIELDS = (
     "recipe",
+    "model.pad_vocab_to_multiple_of",  # rows of zeros that no checkpoint holds
     "data.corpus",
     "data.blend",  # folders may move; their content and weights are in the corpus fingerprint
     "data.prefetch_steps",

@@ -13,10 +13,12 @@ from electra_dist.config.checks import require, require_positive, require_share
 class ModelConfig:
     """The two towers and the tables they share (algorithm: sections 1 and 2)."""
 
+    backbone: Literal["bert", "modern"] = "bert"
+    """bert: ELECTRA's own. modern: rotary, pre-norm, GeGLU, local attention, no biases."""
     num_layers: int = 12
     """Transformer layers of the discriminator."""
     hidden_size: int = 256
-    """Width of the discriminator; its heads are 64 wide and its ffn is four times this."""
+    """Width of the discriminator; its heads are 64 wide, its ffn four times this (modern: 8/3)."""
     embedding_size: int = 128
     """Width of the word, position and token-type tables that both towers share."""
     generator_num_layers: int = 12
@@ -31,10 +33,20 @@ class ModelConfig:
     """gradient_disentangled: the discriminator reads stop_gradient(the tables) + a difference."""
     vocab_size: int | None = None
     """Rows of the word table. Left out, it is the corpus's; a value unlike that is refused."""
+    pad_vocab_to_multiple_of: int = 64
+    """The word table gets rows of zeros up to a multiple of this, which no file ever holds."""
     max_position_embeddings: int = 512
-    """Rows of the position table: the longest sequence that the model can ever read."""
+    """Longest sequence that the model can ever read: rows of the position table (modern: none)."""
     type_vocab_size: int = 2
-    """Token types: 0 for [CLS] A [SEP], 1 for B [SEP]."""
+    """Token types: 0 for [CLS] A [SEP], 1 for B [SEP]; modern reads none."""
+    rope_theta: float = 160_000.0
+    """modern: base of the rotary angles in layers with global attention."""
+    local_rope_theta: float = 10_000.0
+    """modern: base of the rotary angles in layers with local attention."""
+    local_attention_window: int = 128
+    """modern: how many others a token of a local layer reads at most, half of them on each side."""
+    global_attention_every: int = 3
+    """modern: every third layer, the first one included, reads the whole sequence; 1: all do."""
     hidden_dropout: float = 0.1
     """Dropout after the embeddings, the attention output and the ffn output."""
     attention_dropout: float = 0.1
@@ -53,6 +65,11 @@ class ModelConfig:
             generator_num_layers=self.generator_num_layers,
             generator_hidden_size=self.generator_hidden_size,
             vocab_size=self.vocab_size,
+            pad_vocab_to_multiple_of=self.pad_vocab_to_multiple_of,
+            rope_theta=self.rope_theta,
+            local_rope_theta=self.local_rope_theta,
+            local_attention_window=self.local_attention_window,
+            global_attention_every=self.global_attention_every,
             max_position_embeddings=self.max_position_embeddings,
             type_vocab_size=self.type_vocab_size,
             layer_norm_eps=self.layer_norm_eps,
@@ -70,6 +87,13 @@ class ModelConfig:
                 "heads are 64 wide, so a width above 64 must be a multiple of 64",
                 f"use {max(64, round(width / 64) * 64)}",
             )
+            require(
+                self.backbone == "bert" or width % 2 == 0,
+                f"model.{name}",
+                width,
+                "rotary positions turn pairs of a head's elements, so the width must be even",
+                f"use {width + 1}",
+            )
 
     @property
     def num_heads(self) -> int:
@@ -84,12 +108,24 @@ class ModelConfig:
     @property
     def ffn_size(self) -> int:
         """Inner width of the discriminator's feed-forward layers."""
-        return 4 * self.hidden_size
+        return self.inner_width(self.hidden_size)
 
     @property
     def generator_ffn_size(self) -> int:
         """Inner width of the generator's feed-forward layers."""
-        return 4 * self.generator_hidden_size
+        return self.inner_width(self.generator_hidden_size)
+
+    def padded(self, vocab_size: int) -> int:
+        """Rows of a word table of so many ids."""
+        return -(-vocab_size // self.pad_vocab_to_multiple_of) * self.pad_vocab_to_multiple_of
+
+    def inner_width(self, width: int) -> int:
+        """Inner width of a feed-forward layer: 4 D; modern: 8/3 D to the nearest multiple of 64.
+
+        Three matrices of 8/3 D have as many weights as two of 4 D. 2048 of 768 is exact; 704 of
+        256 and 2752 of 1024 are near.
+        """
+        return 4 * width if self.backbone == "bert" else max(1, round(width / 24)) * 64
 
 
 @dataclass(frozen=True, kw_only=True)

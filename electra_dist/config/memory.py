@@ -1,30 +1,29 @@
 """Memory of a rank at the fullest moment of a step, before anything is allocated. No torch.
 
 A step is a row of stages: a tower's embeddings, its layers, its head. Forward, each keeps tensors
-for the backward pass; backward, they are freed stage by stage while gradients come. `_fullest`
-walks through that and remembers the fullest moment.
-
-Who changes what the model keeps changes `_layer`, `_embeddings` or `_head` here: each line there is
-one tensor that autograd holds, and a test compares their sum with autograd's own for every recipe
-(tests/unit/config/test_memory.py). What DeepSpeed holds beside it is in `_shards`.
-
-Letters, numbers of elements a token unless said otherwise: D width of a tower, E embedding width,
-H heads, L positions; V vocabulary; P parameters; W ranks.
+for the backward pass (`activations`); backward, they are freed stage by stage while gradients come.
+`_fullest` walks through that and remembers the fullest moment. What DeepSpeed holds beside it is in
+`_sharded`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from electra_dist.config.accounting import Tower, parameter_shapes, towers, vocab_size
+from electra_dist.config.accounting import padded_shapes, parameter_shapes, towers
+from electra_dist.config.activations import (
+    FP32,
+    Device,
+    Stage,
+    activation_stages,
+    element_bytes,
+    num_tokens,
+    table_rows,
+)
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import ZeroSettings
 
-Device = Literal["cpu", "cuda"]
-
-FP32 = 4
 NUM_MOMENTS = 2
 BUFFER_SETS = 2
 """Saves in flight (`checkpoint.async_writer.MAX_IN_FLIGHT`), each with its own host buffers."""
@@ -59,144 +58,6 @@ class Memory:
         return self.device_total + self.checkpoint_buffers
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A part of a pass over one micro-batch, in bytes."""
-
-    kept: int
-    """Held from its forward to its backward pass."""
-    forward: int = 0
-    """On top, at the fullest moment of its forward pass."""
-    backward: int = 0
-    """On top of what is still kept, at the fullest moment of its backward pass."""
-    gradients: int = 0
-    """Of its own weights."""
-    table_gradient: int = 0
-    """Of the word table that its backward pass makes a dense gradient of."""
-
-
-def activation_stages(config: RunConfig, device: Device) -> list[Stage]:
-    """The stages of a pass of the joint module over one micro-batch, in forward order."""
-    stages = []
-    shapes, size = parameter_shapes(config), element_bytes(config)
-    for tower in towers(config):
-        # An encoder of its own stands under the tower's name, a shared one at the root.
-        encoder = (
-            f"{tower.name}.{tower.encoders[0]}" if config.model.untied_generator else "encoder"
-        )
-        project, layer, head = (
-            size * sum(math.prod(s) for name, s in shapes.items() if name.startswith(prefix))
-            for prefix in (
-                f"{encoder}.embeddings_project",
-                f"{encoder}.layers.0.",
-                f"{tower.name}.head.",
-            )
-        )
-        num_encoders = len(tower.encoders)
-        stages.append(_embeddings(config, tower, device, num_encoders * project))
-        stages += [_layer(config, tower, device, layer)] * (num_encoders * tower.num_layers)
-        stages.append(_head(config, tower, head))
-    return stages
-
-
-def element_bytes(config: RunConfig) -> int:
-    """Of weights, gradients and activations."""
-    return FP32 if config.engine.precision == "fp32" else 2
-
-
-def _embeddings(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
-    width, tokens = tower.embedding_size, _tokens(config)
-    elements = width  # sum of the three tables: LayerNorm's input
-    elements += width  # dropped: the input of the projections or the first layers
-    elements += len(tower.encoders) * tower.width if tower.width != width else 0  # projected
-    kept = elements * element_bytes(config) + 2 * FP32  # mean and deviation
-    kept += width * _mask_bytes(config, device, config.model.hidden_dropout)
-    return Stage(
-        kept=tokens * kept, gradients=gradients, table_gradient=_table_bytes(config, tower)
-    )
-
-
-def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
-    width, tokens, size = tower.width, _tokens(config), element_bytes(config)
-    weights_a_token = tower.num_heads * config.data.sequence_length
-    elements = 3 * width  # queries, keys, values
-    elements += width  # context
-    is_fused = device == "cuda" or config.model.attention_dropout == 0
-    if is_fused:
-        extra = tower.num_heads * FP32  # logarithm of the softmax's denominator
-    else:
-        elements += 2 * weights_a_token  # attention weights, before and after dropout
-        elements += width if tower.num_heads > 1 else 0  # context, heads side by side
-        extra = 0
-    elements += width  # LayerNorm's input
-    elements += width  # its output, the input of ffn_in
-    elements += 2 * 4 * width  # before and after GELU
-    elements += width  # LayerNorm's input
-    output = width  # its output, the input of what follows
-    extra += 2 * 2 * FP32  # mean and deviation of two LayerNorms
-    extra += 2 * width * _mask_bytes(config, device, config.model.hidden_dropout)
-    inside = tokens * (elements * size + extra)
-    # ffn_out's gradient stands beside all that is kept; in attention's, thirteen tensors of the
-    # layer are gone, scores and the gradients of queries, keys and values have come.
-    backward = tokens * size * max(4 * width, 0 if is_fused else weights_a_token - 5 * width)
-    output *= tokens * size
-    if config.engine.activation_checkpointing:
-        return Stage(kept=output, backward=inside + backward, gradients=gradients)
-    return Stage(kept=inside + output, backward=backward, gradients=gradients)
-
-
-def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:
-    size = element_bytes(config)
-    if not tower.makes_logits:
-        kept = 2 * tower.width * size  # before and after GELU
-        kept += 3 * FP32  # logit, label, loss
-        tokens = _tokens(config)
-        return Stage(kept=tokens * kept, backward=tokens * tower.width * size, gradients=gradients)
-    slots, logits = config.batch.micro_batch_size * config.max_masked, vocab_size(config)
-    everywhere = tower.makes_logits_everywhere
-    places = _tokens(config) if everywhere else slots
-    inputs = len(tower.encoders) * tower.width
-    kept = places * ((inputs + 3 * tower.embedding_size) * size + 2 * FP32)
-    kept += places * logits * FP32  # probabilities
-    kept += slots * logits * FP32  # their logarithms at masked slots, which evaluation reads
-    forward = places * logits * size  # the logits themselves
-    if everywhere:
-        forward += (places + slots) * logits * FP32  # all logarithms; a copy to sample from
-    return Stage(
-        kept=kept,
-        forward=max(forward, slots * logits * _sampling_bytes(config)),
-        gradients=gradients,
-        table_gradient=_table_bytes(config, tower),
-    )
-
-
-def _sampling_bytes(config: RunConfig) -> int:
-    """Beside probabilities and their logarithms, an id and slot, while replacements are drawn."""
-    objective, copies = config.objective, 0
-    if objective.disallow_correct:
-        copies = 3  # without the original; over the temperature; their softmax
-    elif (objective.temperature, objective.temperature_end) != (1.0, None):
-        copies = 2
-    if objective.sampling_dropout:
-        return copies * FP32
-    return (2 + copies) * FP32 + element_bytes(config)  # of a second pass, with its logits
-
-
-def _table_bytes(config: RunConfig, tower: Tower) -> int:
-    return element_bytes(config) * vocab_size(config) * tower.embedding_size
-
-
-def _tokens(config: RunConfig) -> int:
-    return config.batch.micro_batch_size * config.data.sequence_length
-
-
-def _mask_bytes(config: RunConfig, device: Device, dropout: float) -> int:
-    """Bytes an element of a kept dropout mask: torch's fused kernel keeps booleans."""
-    if dropout == 0:
-        return 0
-    return 1 if device == "cuda" else element_bytes(config)
-
-
 # --------------------------------------------------------------------------------- a whole rank
 
 
@@ -226,7 +87,8 @@ def memory_of_rank(
     if during_update > gradients + activations + buckets:
         # Little was computed at once: the update is the fullest moment.
         gradients, activations, buckets = held.gradients, 0, held.update
-    share = FP32 * (1 + NUM_MOMENTS) * held.num_parameters // world_size
+    saved = sum(map(math.prod, parameter_shapes(config).values()))
+    share = FP32 * (1 + NUM_MOMENTS) * saved // world_size
     return Memory(
         weights=held.weights,
         gradients=gradients,
@@ -241,7 +103,6 @@ def memory_of_rank(
 class _Held:
     """What an engine holds beside activations, in bytes."""
 
-    num_parameters: int
     weights: int
     optimizer: int
     gradients: int
@@ -259,11 +120,10 @@ def _replicated(config: RunConfig, world_size: int) -> _Held:
 
     In half precision the model computes with copies, whose gradients are added to fp32 ones.
     """
-    total = sum(map(math.prod, parameter_shapes(config).values()))
+    total = sum(map(math.prod, padded_shapes(config).values()))
     size = element_bytes(config)
     copies = 0 if size == FP32 else size * total
     return _Held(
-        num_parameters=total,
         weights=FP32 * total + copies,
         optimizer=FP32 * NUM_MOMENTS * total,
         gradients=FP32 * total,
@@ -274,7 +134,7 @@ def _replicated(config: RunConfig, world_size: int) -> _Held:
 
 def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Device) -> _Held:
     """DeepSpeed's engine (0.19.8, read and measured at one rank on a CPU)."""
-    sizes = [math.prod(shape) for shape in parameter_shapes(config).values()]
+    sizes = [math.prod(shape) for shape in padded_shapes(config).values()]
     total, stage, size = sum(sizes), config.engine.zero_stage, element_bytes(config)
     share = -(-total // world_size)
     # torch.empty: a GPU gives all of a bucket away, a CPU only the pages that are written, which
@@ -283,7 +143,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     state = 0 if zero.is_offloaded and device == "cuda" else FP32 * share
     if stage == 0:
         return _Held(
-            num_parameters=total,
             weights=size * total,
             optimizer=NUM_MOMENTS * FP32 * total,
             gradients=size * total,
@@ -293,7 +152,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     if stage in (1, 2):
         num_buffers = (2 if zero.overlap_comm else 1) if zero.contiguous_gradients else 0
         return _Held(
-            num_parameters=total,
             weights=size * total + state,
             optimizer=NUM_MOMENTS * state,
             gradients=size * total if stage == 1 else size * share,
@@ -304,7 +162,6 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     persistent = sum(n for n in sizes if n < zero.parameter_persistence_threshold)
     gathered = total if zero.max_reuse_distance > 2 * total else persistent + 2 * max(sizes)
     return _Held(
-        num_parameters=total,
         weights=size * (share + min(total, gathered)) + state,
         optimizer=NUM_MOMENTS * state,
         gradients=size * share,
@@ -318,11 +175,11 @@ def _fullest(
     config: RunConfig, stages: list[Stage], held: _Held, *, is_first_pass: bool
 ) -> tuple[int, int]:
     """Bytes of gradients and of activations when their sum is largest, in a rank's last pass."""
-    batch = BATCH_BYTES_A_TOKEN * _tokens(config)
+    batch = BATCH_BYTES_A_TOKEN * num_tokens(config)
     # The results of the pass before live until this one's are there.
     earlier = 0
     if not is_first_pass and any(tower.makes_logits for tower in towers(config)):
-        earlier = FP32 * config.batch.micro_batch_size * config.max_masked * vocab_size(config)
+        earlier = FP32 * config.batch.micro_batch_size * config.max_masked * table_rows(config)
     before = 0 if is_first_pass else held.gradients
     kept, moments = batch, []
     for stage in stages:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from electra_dist.config.accounting import is_decayed, parameter_shapes
-from electra_dist.config.memory import FP32, element_bytes
+from electra_dist.config.accounting import is_decayed, padded_shapes, parameter_shapes
+from electra_dist.config.activations import FP32, element_bytes
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import ZeroSettings
 
@@ -54,7 +54,7 @@ def traffic_of_step(
     stage = 0 if config.engine.kind == "reference" else config.engine.zero_stage
     size, once = element_bytes(config), (world_size - 1) / world_size
     num_passes = -(-config.batch.num_micro_batches // world_size)
-    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
+    sizes = {name: math.prod(shape) for name, shape in padded_shapes(config).items()}
     gradients = size * sum(sizes.values())
     if stage == 0:
         return Traffic(gradients=round(2 * once * gradients), weights=0)
@@ -85,16 +85,24 @@ def padded_groups(sizes: dict[str, int], world_size: int) -> list[int]:
 def sharded_ranges(config: RunConfig, *, world_size: int, rank: int) -> list[tuple[str, int, int]]:
     """(parameter, first element, one past the last) of what `rank` saves.
 
-    Its part of each flat group at stages 1 and 2, else an even piece of every parameter.
+    Its part of each flat group at stages 1 and 2, else an even piece of every parameter; of either
+    what is no padding of a word table.
     """
-    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
-    if config.engine.kind == "reference" or config.engine.zero_stage not in (1, 2):
+    saved = {name: math.prod(shape) for name, shape in parameter_shapes(config).items()}
+    held = {name: math.prod(shape) for name, shape in padded_shapes(config).items()}
+    stage = 0 if config.engine.kind == "reference" else config.engine.zero_stage
+    if stage in (1, 2):
+        ranges = _flat_ranges(held, world_size, rank)
+    else:
+        sizes = held if stage == 3 else saved
         pieces = {name: -(-size // world_size) for name, size in sizes.items()}
-        even = [
-            (name, min(rank * pieces[name], size), min((rank + 1) * pieces[name], size))
-            for name, size in sizes.items()
-        ]
-        return [one for one in even if one[2] > one[1]]
+        ranges = [(name, rank * piece, (rank + 1) * piece) for name, piece in pieces.items()]
+    cut = [(name, min(first, saved[name]), min(last, saved[name])) for name, first, last in ranges]
+    return [one for one in cut if one[2] > one[1]]
+
+
+def _flat_ranges(sizes: dict[str, int], world_size: int, rank: int) -> list[tuple[str, int, int]]:
+    """A rank's part of the flat groups of stages 1 and 2."""
     found = {}
     decayed, plain = padded_groups(sizes, world_size)
     for padded, wanted in ((decayed, True), (plain, False)):

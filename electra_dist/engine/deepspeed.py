@@ -39,11 +39,13 @@ from electra_dist.engine.protocol import (
     even_shares,
     is_finite,
     to_batch,
+    without_padding,
 )
 from electra_dist.engine.waits import count_as_waiting
 from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.extensions import claim_extensions
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
@@ -75,7 +77,8 @@ class DeepSpeedEngine:
         deepspeed = _import_deepspeed(device)
         _require_ability(deepspeed, config)
         self.device = device
-        self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self.parameter_shapes = stored_shapes(model)
+        self._num_elements = {n: p.numel() for n, p in model.named_parameters()}
         self._config, self._world, self._make_batch = config, world, make_batch
         self._phases = phases or Phases()
         if device.type == "cpu":
@@ -150,6 +153,9 @@ class DeepSpeedEngine:
 
     def local_fragments(self) -> Iterator[Fragment]:
         """See `Engine.local_fragments`; the address of a range depends on the ZeRO stage."""
+        return without_padding(self._located(), self.parameter_shapes)
+
+    def _located(self) -> Iterator[Fragment]:
         for name, parameter in self._parameters.items():
             located = self._locate(name, parameter)
             if located is not None:
@@ -216,9 +222,7 @@ class DeepSpeedEngine:
             here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
             return flat, here.start, there.start, there.numel
         group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
-        start, stop = even_range(
-            math.prod(self.parameter_shapes[name]), self._world.rank, self._world.world_size
-        )
+        start, stop = even_range(self._num_elements[name], self._world.rank, self._world.world_size)
         if stop == start:
             return None
         return self._zero.fp32_partitioned_groups_flat[group], offset, start, stop - start

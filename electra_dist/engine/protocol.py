@@ -87,6 +87,7 @@ class Engine(Protocol):
 
     device: torch.device
     parameter_shapes: dict[str, tuple[int, ...]]
+    """As checkpoints know them: word tables without padding (`model.padding`)."""
 
     @property
     def module(self) -> nn.Module:
@@ -112,7 +113,7 @@ class Engine(Protocol):
         ...
 
     def local_fragments(self) -> Iterator[Fragment]:
-        """Everything this rank holds: what a restore must fill."""
+        """Everything this rank holds, but for the padding of word tables: what a restore fills."""
         ...
 
     def owned_fragments(self) -> Iterator[Fragment]:
@@ -250,6 +251,16 @@ class StepSums:
             grad_norm=grad_norm if math.isfinite(grad_norm) else math.nan,
             micro_batch_losses=dict(zip(self._indices, losses[:, 0].tolist(), strict=True)),
         )
+
+
+def without_padding(
+    fragments: Iterable[Fragment], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Fragment]:
+    """The fragments without what lies beyond `shapes`: a word table's rows of zeros at its end."""
+    for fragment in fragments:
+        rest = math.prod(shapes[fragment.parameter]) - fragment.start
+        if rest > 0:
+            yield fragment._replace(values=fragment.values[:rest])
 
 
 def even_range(num_elements: int, rank: int, world_size: int) -> tuple[int, int]:

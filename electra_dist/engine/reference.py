@@ -31,9 +31,11 @@ from electra_dist.engine.protocol import (
     even_shares,
     is_finite,
     to_batch,
+    without_padding,
 )
 from electra_dist.model import random
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 
@@ -53,7 +55,7 @@ class ReferenceEngine:
         phases: Phases | None = None,
     ) -> None:
         self.device = device
-        self.parameter_shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        self.parameter_shapes = stored_shapes(model)
         self._model = self._masters = model.to(device)
         dtype = DTYPES[config.engine.precision]
         if dtype != torch.float32:
@@ -120,6 +122,9 @@ class ReferenceEngine:
 
     def local_fragments(self) -> Iterator[Fragment]:
         """See `Engine.local_fragments`: every parameter and moment, whole."""
+        return without_padding(self._whole(), self.parameter_shapes)
+
+    def _whole(self) -> Iterator[Fragment]:
         for name, parameter in self._parameters.items():
             moments = self.optimizer.moments(parameter)
             yield Fragment(name, "master", 0, parameter.data.view(-1))

@@ -1,7 +1,7 @@
 """A classifier's folder on disk, and the pretrained folder it starts from.
 
 A classifier is config.json + model.safetensors + the tokenizer's files + head.json. With the `hf`
-head, transformers' `ElectraForSequenceClassification.from_pretrained` reads it; head.json holds
+head, transformers' class for sequences (`bodies.KINDS`) reads it; head.json holds
 what transformers does not know (columns, target range, metrics).
 """
 
@@ -19,11 +19,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import ElectraConfig, ElectraModel
 
 from electra_dist.errors import UserError
+from electra_dist.finetune.bodies import (
+    KINDS,
+    Body,
+    BodyConfig,
+    Classifier,
+    make_body,
+    make_classifier,
+)
 from electra_dist.finetune.encoding import TOKENIZER_FILES
-from electra_dist.finetune.heads import HEADS, ElectraClassifier, HeadName
+from electra_dist.finetune.heads import HeadName
 from electra_dist.finetune.metrics import Values
 from electra_dist.finetune.tasks import Kind
 
@@ -66,37 +73,42 @@ class HeadConfig:
         return low + outputs[:, 0].double().numpy() * (high - low)
 
 
-def read_body_config(folder: Path) -> ElectraConfig:
+def read_body_config(folder: Path) -> BodyConfig:
     """The shape of the encoder in a Hugging Face folder.
 
     Raises:
-        UserError: no config.json, or one that is not ELECTRA's.
+        UserError: no config.json, or one that is neither ELECTRA's nor ModernBERT's.
     """
     path = folder / "config.json"
     content = _read_json(path)
-    if content.get("model_type") != "electra":
+    kind = KINDS.get(str(content.get("model_type")))
+    if kind is None:
         raise UserError(
-            f"{path}: model_type is {content.get('model_type')!r} where 'electra' is needed; give "
-            "the folder of an exported ELECTRA discriminator"
+            f"{path}: model_type is {content.get('model_type')!r} where 'electra' is needed (or "
+            "'modernbert', of backbone modern); give the folder of an exported ELECTRA "
+            "discriminator"
         )
     try:
-        return ElectraConfig.from_dict(content)
+        config: BodyConfig = kind.config.from_dict(content)
+        return config
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{path}: not a usable ELECTRA config ({error}); export the model again"
         ) from error
 
 
-def load_body(folder: Path) -> ElectraModel:
+def load_body(folder: Path) -> Body:
     """The pretrained encoder of a Hugging Face folder, in fp32, without the head it may have.
 
     Raises:
         UserError: a file is missing or broken, or a weight of the encoder is missing or of another
         shape.
     """
-    body = ElectraModel(read_body_config(folder))
+    body = make_body(read_body_config(folder))
     weights = _read_weights(folder)
-    prefix = "electra." if any(name.startswith("electra.") for name in weights) else ""
+    prefix = KINDS[body.config.model_type].prefix
+    if not any(name.startswith(prefix) for name in weights):
+        prefix = ""
     own = body.state_dict()
     _load_exactly(
         folder,
@@ -107,7 +119,7 @@ def load_body(folder: Path) -> ElectraModel:
 
 
 def save_classifier(
-    folder: Path, model: ElectraClassifier, head: HeadConfig, tokenizer_folder: Path
+    folder: Path, model: Classifier, head: HeadConfig, tokenizer_folder: Path
 ) -> None:
     """Write a classifier's folder, each file under a temporary name first.
 
@@ -126,11 +138,11 @@ def save_classifier(
     # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
     content = save(state, metadata={"format": "pt"})
     replace_file(folder / "model.safetensors", lambda path: path.write_bytes(content))
-    replace_json(folder / "config.json", _transformers_config(model.electra.config, head))
+    replace_json(folder / "config.json", _transformers_config(model.body_config, head))
     replace_json(folder / "head.json", asdict(head))
 
 
-def load_saved(folder: Path) -> tuple[ElectraClassifier, HeadConfig]:
+def load_saved(folder: Path) -> tuple[Classifier, HeadConfig]:
     """A classifier's folder as `save_classifier` wrote it.
 
     Raises:
@@ -148,10 +160,7 @@ def load_saved(folder: Path) -> tuple[ElectraClassifier, HeadConfig]:
         raise UserError(
             f"{folder / 'head.json'}: {error}; fine-tune again with this version"
         ) from error
-    body_config = read_body_config(folder)
-    model = ElectraClassifier(
-        ElectraModel(body_config), HEADS[head.head](body_config, head.num_outputs)
-    )
+    model = make_classifier(make_body(read_body_config(folder)), head.head, head.num_outputs)
     _load_exactly(folder, model, _read_weights(folder))
     return model, head
 
@@ -171,12 +180,13 @@ def replace_json(path: Path, content: object) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _transformers_config(body_config: ElectraConfig, head: HeadConfig) -> dict[str, object]:
+def _transformers_config(body_config: BodyConfig, head: HeadConfig) -> dict[str, object]:
     labels = head.labels or ("value",)
-    is_hf = head.head == "hf"
+    kind = KINDS[body_config.model_type]
+    # With the google head transformers can use the encoder only: its own has one more layer.
+    usable = kind.classifier if head.head == "hf" else kind.body.__name__
     return body_config.to_dict() | {
-        # With the google head transformers can use the encoder only: its own has one more layer.
-        "architectures": ["ElectraForSequenceClassification" if is_hf else "ElectraModel"],
+        "architectures": [usable],
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "problem_type": (

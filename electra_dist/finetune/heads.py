@@ -20,7 +20,7 @@ class GoogleHead(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(GOOGLE_HEAD_DROPOUT)
         self.out_proj = nn.Linear(config.hidden_size, num_outputs)
-        _glorot(self.out_proj)
+        glorot(self.out_proj)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, hidden) to (batch, num_outputs)."""
@@ -39,7 +39,7 @@ class HfHead(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, num_outputs)
         nn.init.normal_(self.dense.weight, std=config.initializer_range)
         nn.init.zeros_(self.dense.bias)
-        _glorot(self.out_proj)
+        glorot(self.out_proj)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, hidden) to (batch, num_outputs)."""
@@ -59,6 +59,11 @@ class ElectraClassifier(nn.Module):
         self.electra = body
         self.classifier = head
 
+    @property
+    def body_config(self) -> ElectraConfig:
+        """Of the encoder."""
+        return self.electra.config
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits (or scaled regression values) of shape (batch, num_outputs)."""
         hidden = self.electra(
@@ -71,9 +76,7 @@ class ElectraClassifier(nn.Module):
 
 
 @torch.no_grad()
-def run(
-    model: ElectraClassifier, encoder: TextEncoder, rows: Sequence[Row], batch_size: int
-) -> Tensor:
+def run(model: nn.Module, encoder: TextEncoder, rows: Sequence[Row], batch_size: int) -> Tensor:
     """Outputs without dropout, in the order of `rows`: fp32 on the CPU, (rows, num_outputs).
 
     Batches are made of rows of like length: on short texts of mixed length that saves about half
@@ -89,6 +92,7 @@ def run(
     return torch.cat(outputs)[torch.argsort(torch.tensor(order))]
 
 
-def _glorot(layer: nn.Linear) -> None:
+def glorot(layer: nn.Linear) -> None:
+    """Glorot uniform, the bias 0."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

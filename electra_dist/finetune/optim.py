@@ -5,21 +5,24 @@ from typing import Any, Literal
 
 from torch import nn
 
-from electra_dist.finetune.heads import ElectraClassifier
+from electra_dist.finetune.bodies import Classifier
 
 LayerDecayRule = Literal["fixed", "google"]
 
-_LAYER = re.compile(r"electra\.encoder\.layer\.(\d+)\.")
+_EMBEDDINGS = ("electra.embeddings.", "electra.embeddings_project.", "model.embeddings.")
+_LAYER = re.compile(r"(?:electra\.encoder\.layer|model\.layers)\.(\d+)\.")
 
 
 def parameter_depth(name: str, num_layers: int) -> int:
     """0 for the embeddings and their projection, i + 1 for layer i, num_layers + 1 for the head."""
-    if name.startswith(("electra.embeddings.", "electra.embeddings_project.")):
+    if name.startswith(_EMBEDDINGS):
         return 0
     layer = _LAYER.match(name)
     if layer:
         return int(layer.group(1)) + 1
-    assert name.startswith("classifier."), name
+    if name.startswith("model.final_norm."):
+        return num_layers  # of the last layer
+    assert name.startswith(("classifier.", "head.")), name
     return num_layers + 1
 
 
@@ -36,19 +39,19 @@ def rate_factor(depth: int, num_layers: int, layer_decay: float, rule: LayerDeca
 
 
 def spared_from_decay(name: str) -> bool:
-    """Whether a parameter gets no weight decay: LayerNorm's two and every bias."""
-    return "LayerNorm" in name or name.endswith("bias")
+    """Whether a parameter gets no weight decay: LayerNorm's and every bias."""
+    return "LayerNorm" in name or name.endswith(("bias", "norm.weight"))
 
 
 def layer_wise_groups(
-    model: ElectraClassifier,
+    model: Classifier,
     lr: float,
     layer_decay: float,
     rule: LayerDecayRule,
     weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Groups {params, lr, weight_decay}: for each depth one with weight decay, one without."""
-    num_layers = model.electra.config.num_hidden_layers
+    num_layers = model.body_config.num_hidden_layers
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         key = (parameter_depth(name, num_layers), spared_from_decay(name))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import ElectraModel
 
 from electra_dist.engine.optim import ElectraAdam
 from electra_dist.engine.schedule import learning_rate_factor
 from electra_dist.errors import UserError
+from electra_dist.finetune.bodies import Classifier, make_body, make_classifier
 from electra_dist.finetune.config import FinetuneConfig, default_layer_decay, default_lr
 from electra_dist.finetune.dataset import Dataset, Split, read_dataset
 from electra_dist.finetune.encoding import TextEncoder
@@ -25,7 +25,7 @@ from electra_dist.finetune.folder import (
     replace_json,
     save_classifier,
 )
-from electra_dist.finetune.heads import HEADS, ElectraClassifier, run
+from electra_dist.finetune.heads import run
 from electra_dist.finetune.metrics import constant_baseline, score
 from electra_dist.finetune.optim import layer_wise_groups
 from electra_dist.finetune.results import FinetuneResult, Scores, SeedResult
@@ -102,7 +102,8 @@ def _prepare(config: FinetuneConfig) -> _Run:
             f"{body.vocab_size}; give the folder the tokenizer that the model was trained with"
         )
     data = read_dataset(config, encoder)
-    if data.task.text_b is not None and body.type_vocab_size < 2:
+    # ModernBERT has no token types: [SEP] alone parts the texts.
+    if data.task.text_b is not None and getattr(body, "type_vocab_size", 2) < 2:
         raise UserError(
             f"{config.model}: it has {body.type_vocab_size} token type where pairs need 2"
         )
@@ -136,7 +137,7 @@ def _prepare(config: FinetuneConfig) -> _Run:
     )
 
 
-def _run_seed(prepared: _Run, seed: int) -> tuple[ElectraClassifier, SeedResult]:
+def _run_seed(prepared: _Run, seed: int) -> tuple[Classifier, SeedResult]:
     started = time.monotonic()
     cuda = [torch.cuda.current_device()] if prepared.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
@@ -150,18 +151,18 @@ def _run_seed(prepared: _Run, seed: int) -> tuple[ElectraClassifier, SeedResult]
     return model, SeedResult(seed=seed, scores=scores, train_loss=train_loss, seconds=seconds)
 
 
-def _build(prepared: _Run, seed: int) -> ElectraClassifier:
+def _build(prepared: _Run, seed: int) -> Classifier:
     torch.manual_seed(seed)
     if prepared.config.reinitialize:
-        body = ElectraModel(read_body_config(prepared.config.model))
+        body = make_body(read_body_config(prepared.config.model))
     else:
         body = load_body(prepared.config.model)
     # `load_body` draws as many numbers, so the head starts equal on either encoder.
-    head = HEADS[prepared.head.head](body.config, prepared.head.num_outputs)
-    return ElectraClassifier(body, head).to(prepared.device)
+    model = make_classifier(body, prepared.head.head, prepared.head.num_outputs)
+    return model.to(prepared.device)
 
 
-def _train(prepared: _Run, model: ElectraClassifier, seed: int) -> float:
+def _train(prepared: _Run, model: Classifier, seed: int) -> float:
     """Train in place; the mean loss of the last epoch."""
     config, split = prepared.config, prepared.data.splits["train"]
     targets = _targets(prepared.head, split)
@@ -221,7 +222,7 @@ def _loss(head: HeadConfig, outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, targets)
 
 
-def _score(prepared: _Run, model: ElectraClassifier, split: Split) -> Scores:
+def _score(prepared: _Run, model: Classifier, split: Split) -> Scores:
     outputs = run(model, prepared.encoder, split.rows, prepared.config.batch_size)
     return score(prepared.head.metrics, prepared.head.answers(outputs), split.truth)
 

@@ -30,7 +30,8 @@ from electra_dist.config.accounting import (
     train_flops,
     vocab_size,
 )
-from electra_dist.config.memory import Device, Memory, memory_of_rank
+from electra_dist.config.activations import Device
+from electra_dist.config.memory import Memory, memory_of_rank
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.traffic import sharded_ranges, traffic_of_step
 from electra_dist.config.zero import ZeroSettings

@@ -12,39 +12,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from electra_dist.config.schema import ModelConfig, RunConfig
+from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model import random
+from electra_dist.model.backbones import BACKBONES, ENCODERS, AnyEmbeddings, AnyEncoder
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.disentangled import DisentangledEmbeddings
 from electra_dist.model.encoder import Embeddings, Encoder, draw_keys
+from electra_dist.model.heads import GeneratorHead
 from electra_dist.model.objectives import OBJECTIVES, objective_named
+from electra_dist.model.padding import clear_padding, stored_parameters
 from electra_dist.model.two_towers import TwoTowerGenerator
 from electra_dist.runtime.keys import fold
-
-
-class GeneratorHead(nn.Module):
-    """Dense to the embedding width, GELU, LayerNorm, product with the word table, a bias of V."""
-
-    def __init__(self, config: ModelConfig, width: int, vocab_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, config.embedding_size)
-        self.layer_norm = nn.LayerNorm(config.embedding_size, eps=config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, hidden_BND: Tensor, word_table_VE: Tensor) -> Tensor:
-        """Logits over the vocabulary at the given positions: [B, N, V]."""
-        projected_BNE = self.layer_norm(F.gelu(self.dense(hidden_BND)))
-        return F.linear(projected_BNE, word_table_VE, self.bias)
 
 
 class Generator(nn.Module):
     """The masked language model: gathers the masked positions first and makes logits only there."""
 
-    def __init__(self, embeddings: Embeddings, encoder: Encoder, head: GeneratorHead) -> None:
+    def __init__(self, embeddings: AnyEmbeddings, encoder: AnyEncoder, head: nn.Module) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.encoder = encoder
@@ -61,31 +48,22 @@ class Generator(nn.Module):
         places_T: Tensor | None = None,
         *,
         drops: bool = True,
+        with_padding: bool = False,
     ) -> Tensor:
         """Logits [B, N, V] at `positions_BN`; what stands behind them as in `Batch`.
 
-        `drops` = False leaves dropout out in training too.
+        `drops` = False leaves dropout out in training too. `with_padding` gives all R columns of a
+        padded word table, those beyond V being -inf: a loss takes them without a copy.
         """
         key, keys_S = draw_keys(self.encoder, ids_BL.device) if drops else (None, None)
         embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
-        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S)
+        hidden_BLD = self.encoder(
+            embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S, position_ids_BL
+        )
         index_BND = positions_BN.unsqueeze(-1).expand(-1, -1, hidden_BLD.shape[-1])
-        logits_BNV: Tensor = self.head(hidden_BLD.gather(1, index_BND), self.embeddings.word.weight)
-        return logits_BNV
-
-
-class DiscriminatorHead(nn.Module):
-    """Dense, GELU and one logit at every position."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Logits [B, L] of "this token was replaced"."""
-        logits_BL1: Tensor = self.out(F.gelu(self.dense(hidden_BLD)))
-        return logits_BL1.squeeze(-1)
+        word = self.embeddings.word
+        logits_BNR: Tensor = self.head(hidden_BLD.gather(1, index_BND), word.weight)
+        return logits_BNR if with_padding else logits_BNR[..., : word.num_ids]
 
 
 class Discriminator(nn.Module):
@@ -93,9 +71,9 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        embeddings: Embeddings | DisentangledEmbeddings,
-        encoder: Encoder,
-        head: DiscriminatorHead,
+        embeddings: AnyEmbeddings | DisentangledEmbeddings,
+        encoder: AnyEncoder,
+        head: nn.Module,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -114,7 +92,9 @@ class Discriminator(nn.Module):
         """Logits [B, L]; the last three as in `Batch`."""
         key, keys_S = draw_keys(self.encoder, ids_BL.device)
         embedded_BLE = self.embeddings(ids_BL, token_type_ids_BL, position_ids_BL, key)
-        hidden_BLD = self.encoder(embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S)
+        hidden_BLD = self.encoder(
+            embedded_BLE, attention_mask_BL, block_ids_BL, places_T, keys_S, position_ids_BL
+        )
         logits_BL: Tensor = self.head(hidden_BLD)
         return logits_BL
 
@@ -149,21 +129,22 @@ class JointElectra(nn.Module):
         self.vocab_size = vocab_size
         self.special_ids = dict(special_ids or {})
         size = (model.num_layers, model.hidden_size, model.num_heads)
-        self.embeddings = Embeddings(model, vocab_size)
+        self.backbone = BACKBONES[model.backbone]
+        self.embeddings = self.backbone.embeddings(model, vocab_size)
         if objective.generator == "masked" and not model.untied_generator:
-            self.encoder = Encoder(model, *size)
+            self.encoder = self.backbone.encoder(model, *size)
         self.generator = self._make_generator() if objective.generator else None
         self.discriminator = (
             Discriminator(
                 self._discriminator_embeddings(),
-                Encoder(model, *size) if model.untied_generator else self.encoder,
-                DiscriminatorHead(model.hidden_size),
+                self.backbone.encoder(model, *size) if model.untied_generator else self.encoder,
+                self.backbone.discriminator_head(model, model.hidden_size),
             )
             if objective.has_discriminator
             else None
         )
         for module in self.modules():
-            if isinstance(module, Encoder):
+            if isinstance(module, ENCODERS):
                 module.recompute = config.engine.activation_checkpointing
                 module.compiled = config.engine.compile
         initialize(self, config.seed, model.initializer_range)
@@ -180,19 +161,22 @@ class JointElectra(nn.Module):
         embeddings = self.embeddings
         if model.untied_generator_embeddings:
             model = replace(model, embedding_size=size[1])
-            embeddings = Embeddings(model, self.vocab_size)
+            embeddings = self.backbone.embeddings(model, self.vocab_size)
         if objective.generator == "two_towers":
+            # Backbone bert, as `config.combinations` sees to: so are disentangled embeddings.
+            assert isinstance(embeddings, Embeddings)
             head = GeneratorHead(model, 2 * size[1], self.vocab_size)
             return TwoTowerGenerator(embeddings, Encoder(model, *size), Encoder(model, *size), head)
         return Generator(
             embeddings,
-            Encoder(model, *size) if model.untied_generator else self.encoder,
-            GeneratorHead(model, size[1], self.vocab_size),
+            self.backbone.encoder(model, *size) if model.untied_generator else self.encoder,
+            self.backbone.generator_head(model, size[1], self.vocab_size),
         )
 
-    def _discriminator_embeddings(self) -> Embeddings | DisentangledEmbeddings:
+    def _discriminator_embeddings(self) -> AnyEmbeddings | DisentangledEmbeddings:
         if self.config.embedding_sharing == "tied":
             return self.embeddings
+        assert isinstance(self.embeddings, Embeddings)
         return DisentangledEmbeddings(self.embeddings, Embeddings(self.config, self.vocab_size))
 
     def forward(self, batch: Batch) -> Losses:
@@ -217,8 +201,11 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
     Truncated normal at two deviations; glorot uniform for `embeddings_project` and the
     discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2); differences from
     shared embeddings 0. Parameters on the meta device have shapes only, and are left alone.
+    A parameter's `init_factor`, where it has one, multiplies the deviation.
     """
-    for name, parameter in module.named_parameters():
+    clear_padding(module)
+    factors = {n: getattr(p, "init_factor", 1.0) for n, p in module.named_parameters()}
+    for name, parameter in stored_parameters(module).items():
         if parameter.is_meta:
             continue
         generator = torch.Generator(device=parameter.device).manual_seed(
@@ -231,7 +218,7 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
         elif "embeddings_project" in name or name.endswith("head.out.weight"):
             nn.init.xavier_uniform_(parameter, generator=generator)
         else:
-            truncated_normal_(parameter, std, generator)
+            truncated_normal_(parameter, std * factors[name], generator)
 
 
 def truncated_normal_(tensor: Tensor, std: float, generator: torch.Generator) -> None:

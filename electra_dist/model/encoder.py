@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
+from electra_dist.model.padding import WordTable
 
 Direction = Literal["both", "left_to_right", "right_to_left"]
 
@@ -33,7 +34,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         width = config.embedding_size
-        self.word = nn.Embedding(vocab_size, width)
+        self.word = WordTable(config, vocab_size)
         self.position = nn.Embedding(config.max_position_embeddings, width)
         self.token_type = nn.Embedding(config.type_vocab_size, width)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -102,16 +103,10 @@ class Layer(nn.Module):
     def _attend(self, hidden_TD: Tensor, layout: Layout, key: Tensor | None) -> Tensor:
         """Attention within rows: what is left out of T stands as zeros that no token reads."""
         width = hidden_TD.shape[-1]
-        qkv = self.qkv(hidden_TD)
-        if layout.places_T is not None:
-            places = layout.num_rows * layout.length
-            qkv = qkv.new_zeros(places, 3 * width).index_copy(0, layout.places_T, qkv)
-        qkv_BL3HA = qkv.view(
-            layout.num_rows, layout.length, 3, self.num_heads, width // self.num_heads
-        )
+        qkv = in_rows(self.qkv(hidden_TD), layout.num_rows, layout.length, layout.places_T)
+        qkv_BL3HA = qkv.view(*qkv.shape[:2], 3, self.num_heads, width // self.num_heads)
         context_BLD = ops.attention(qkv_BL3HA, layout.mask_B1QL, self.attention_dropout, key)
-        context_TD = context_BLD.flatten(0, 1)
-        return context_TD if layout.places_T is None else context_TD[layout.places_T]
+        return tokens_of(context_BLD, layout.places_T)
 
 
 class Encoder(nn.Module):
@@ -142,6 +137,7 @@ class Encoder(nn.Module):
         block_ids_BL: Tensor | None = None,
         places_T: Tensor | None = None,
         keys_S: Tensor | None = None,
+        position_ids_BL: Tensor | None = None,  # noqa: ARG002  (all backbones are called alike)
     ) -> Tensor:
         """Contextual vectors [B, L, D].
 
@@ -152,57 +148,80 @@ class Encoder(nn.Module):
             places_T: where the real tokens stand among the B L places: only they are computed and
                 the vectors of padding are 0.
             keys_S: of the dropout sites, None for no dropout.
+            position_ids_BL: what `modern` turns by; here positions are in the embeddings already.
         """
         num_rows, length, _ = embedded_BLE.shape
         mask_B1QL = attention_mask(attention_mask_BL, block_ids_BL)
         if self.direction != "both":
             mask_B1QL = causal_mask(mask_B1QL, length, self.direction, embedded_BLE.device)
         layout = Layout(num_rows, length, mask_B1QL, places_T)
-        hidden_TD = embedded_BLE.flatten(0, 1)
-        if places_T is not None:
-            hidden_TD = hidden_TD[places_T]
+        hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
         for number, layer in enumerate(self.layers):
             first = SITES_PER_LAYER * number
-            keys = None if keys_S is None else keys_S[first : first + SITES_PER_LAYER]
-            hidden_TD = self._run(layer, hidden_TD, layout, keys)
-        if places_T is not None:
-            all_TD = hidden_TD.new_zeros(num_rows * length, hidden_TD.shape[-1])
-            hidden_TD = all_TD.index_copy(0, places_T, hidden_TD)
-        return hidden_TD.view(num_rows, length, -1)
-
-    def _run(
-        self, layer: nn.Module, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None
-    ) -> Tensor:
-        run = partial(compiled_layer(), layer) if self.compiled else layer
-        if self.recompute and torch.is_grad_enabled():
-            # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
-            run = partial(
-                checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda
+            hidden_TD = run_layer(
+                layer,
+                hidden_TD,
+                layout,
+                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
+                recompute=self.recompute,
+                compiled=self.compiled,
             )
-        output_TD: Tensor = run(hidden_TD, layout, keys_S)
-        return output_TD
+        return in_rows(hidden_TD, num_rows, length, places_T)
+
+
+def tokens_of(rows_BLD: Tensor, places_T: Tensor | None) -> Tensor:
+    """The tokens that are computed, [T, D]: those at `places_T`, or all."""
+    tokens_TD = rows_BLD.flatten(0, 1)
+    return tokens_TD if places_T is None else tokens_TD[places_T]
+
+
+def in_rows(tokens_TD: Tensor, num_rows: int, length: int, places_T: Tensor | None) -> Tensor:
+    """Tokens back in their rows, [B, L, D]; zeros where none was computed."""
+    if places_T is not None:
+        all_TD = tokens_TD.new_zeros(num_rows * length, tokens_TD.shape[-1])
+        tokens_TD = all_TD.index_copy(0, places_T, tokens_TD)
+    return tokens_TD.view(num_rows, length, -1)
+
+
+def run_layer(
+    layer: nn.Module,
+    hidden_TD: Tensor,
+    layout: NamedTuple,
+    keys_S: Tensor | None,
+    *,
+    recompute: bool,
+    compiled: bool,
+) -> Tensor:
+    """One layer of either backbone, computed again in the backward pass and compiled if asked."""
+    kind: Any = type(layer)  # to mypy no class is hashable
+    run = partial(compiled_layer(kind), layer) if compiled else layer
+    if recompute and torch.is_grad_enabled():
+        # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
+        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda)
+    output_TD: Tensor = run(hidden_TD, layout, keys_S)
+    return output_TD
 
 
 @cache
-def compiled_layer() -> Callable[..., Tensor]:
-    """`Layer.forward`, compiled; what cannot be compiled runs as it is.
+def compiled_layer(kind: Any) -> Callable[..., Tensor]:
+    """`forward` of a class of layers, compiled; what cannot be compiled runs as it is.
 
     By the layer, as all layers of a width are compiled in the time of one.
     """
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True
-    compiled: Callable[..., Tensor] = torch.compile(Layer.forward)
+    compiled: Callable[..., Tensor] = torch.compile(kind.forward)
     return compiled
 
 
-def draw_keys(encoder: Encoder, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def draw_keys(encoder: nn.Module, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
     """Keys of a tower's pass: of the embeddings' site and of the encoder's; none in evaluation."""
     if not encoder.training:
         return None, None
-    keys = random.site_keys(1 + encoder.num_sites, device)
+    keys = random.site_keys(1 + cast(Encoder, encoder).num_sites, device)
     return keys[0], keys[1:]
 
 

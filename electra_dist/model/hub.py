@@ -7,6 +7,7 @@ Differences between our names and theirs that are no renaming: query, key and va
 here; gradient-disentangled tables are merged; what towers share stands in both folders. How they
 share it, where it is not ELECTRA's way, stands in the generator's config.json under `electra_dist`.
 Electric's two causal towers have no class there: its discriminator alone is exported.
+With backbone `modern` the classes are ModernBERT's (`hub_modern`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from electra_dist.errors import UserError
+from electra_dist.model import hub_modern as modern
 from electra_dist.model.electra import Generator, JointElectra
 from electra_dist.model.hub_names import hf_names
 from electra_dist.model.hub_sharing import (
@@ -33,6 +35,7 @@ from electra_dist.model.hub_sharing import (
     subtract_shared,
     weights_alone,
 )
+from electra_dist.model.padding import stored_parameters, stored_shapes
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.runtime.special_tokens import special_tokens, token_ids
 
@@ -88,7 +91,17 @@ def read(folder: Path, generator: Path | None = None) -> Imported:
         UserError: no ELECTRA model there, one of a shape that this encoder does not have, or two
             that do not share their embeddings.
     """
-    hf, weights = _read_config(folder), _read_weights(folder)
+    hf = _read_config(folder)
+    if hf["model_type"] == "modernbert":
+        if generator is not None:
+            raise UserError(
+                f"{generator} cannot be read beside {folder}: the towers of an exported modern "
+                "model share no table any more; leave the generator out"
+            )
+        config, found = modern.read(folder, hf, _read_weights(folder, "model."))
+        _check_shapes_of(config, found, folder)
+        return Imported(config=config, weights=found, tokenizer=_tokenizer_in(folder))
+    weights = _read_weights(folder)
     is_masked_lm = any(name.startswith("generator_predictions.") for name in weights)
     config = _config_from_hf(hf, folder)
     if is_masked_lm and generator is not None:
@@ -125,9 +138,22 @@ def read(folder: Path, generator: Path | None = None) -> Imported:
                 )
             ours[name] = value
     subtract_shared(ours)
+    return Imported(config=config, weights=ours, tokenizer=_tokenizer_in(folder))
+
+
+def _tokenizer_in(folder: Path) -> Path | None:
     files = [folder / name for name in ("tokenizer.json", "vocab.txt")]
-    tokenizer = next((path for path in files if path.is_file()), None)
-    return Imported(config=config, weights=ours, tokenizer=tokenizer)
+    return next((path for path in files if path.is_file()), None)
+
+
+def _check_shapes_of(config: RunConfig, weights: Mapping[str, Tensor], folder: Path) -> None:
+    with torch.device("meta"):
+        shapes = stored_shapes(JointElectra(config))
+    for name, value in weights.items():
+        if tuple(value.shape) != shapes[name]:
+            raise UserError(
+                f"{folder}: {name} has shape {tuple(value.shape)}, config.json says {shapes[name]}"
+            )
 
 
 @torch.no_grad()
@@ -141,7 +167,7 @@ def load(folder: Path) -> JointElectra:
     """
     imported = read(folder)
     model = JointElectra(imported.config)
-    parameters = dict(model.named_parameters())
+    parameters = stored_parameters(model)
     for name, value in imported.weights.items():
         parameters[name].copy_(value)
     return model
@@ -153,44 +179,58 @@ def _names_of(model: JointElectra, tower: str) -> dict[str, tuple[str, ...]]:
 
 
 def _export_tower(model: JointElectra, tower: str, tokenizer: Path, folder: Path) -> None:
+    is_modern = model.config.backbone == "modern"
+    weights = modern.weights_of(model, tower) if is_modern else _electra_weights(model, tower)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
+    data = safetensors.torch.save(weights, metadata={"format": "pt"})
+    write_bytes_atomic(folder / "model.safetensors", data)
+    _export_tokenizer(
+        tokenizer, model.config.max_position_embeddings, folder, has_types=not is_modern
+    )
+    vocab = json.loads(tokenizer.read_bytes())
+    ids = token_ids(vocab)
+    special_ids = {role: ids[name] for role, name in special_tokens(vocab).items()}
+    make_config = modern.config_of if is_modern else _hf_config
+    write_json_atomic(folder / "config.json", make_config(model, tower, special_ids))
+
+
+def _electra_weights(model: JointElectra, tower: str) -> dict[str, Tensor]:
     alone = weights_alone(model, tower)
     weights: dict[str, Tensor] = {}
     for ours, theirs in _names_of(model, tower).items():
         pieces = alone[ours].detach().float().cpu().chunk(len(theirs))
         weights |= {name: piece.clone() for name, piece in zip(theirs, pieces, strict=True)}
-    folder.mkdir(parents=True, exist_ok=True)
-    # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
-    data = safetensors.torch.save(weights, metadata={"format": "pt"})
-    write_bytes_atomic(folder / "model.safetensors", data)
-    _export_tokenizer(tokenizer, model.config.max_position_embeddings, folder)
-    write_json_atomic(folder / "config.json", _hf_config(model, tower, tokenizer))
+    return weights
 
 
-def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path) -> None:
+def _export_tokenizer(tokenizer: Path, max_length: int, folder: Path, *, has_types: bool) -> None:
     write_bytes_atomic(folder / "tokenizer.json", tokenizer.read_bytes())
     names = special_tokens(json.loads(tokenizer.read_bytes()))
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
-        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+        "model_input_names": [
+            "input_ids",
+            *(["token_type_ids"] if has_types else []),
+            "attention_mask",
+        ],
         **{f"{role}_token": name for role, name in names.items()},
     }
     write_json_atomic(folder / "tokenizer_config.json", values)
 
 
-def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, Any]:
+def _hf_config(model: JointElectra, tower: str, special_ids: Mapping[str, int]) -> dict[str, Any]:
     config = model.config
     is_generator = tower == "generator" and model.discriminator is not None
     narrow = is_generator and config.untied_generator
     marked = sharing_marks(config)
-    vocab = json.loads(tokenizer.read_bytes())
-    pad = token_ids(vocab)[special_tokens(vocab)["pad"]]
     return {
         "architectures": [
             "ElectraForPreTraining" if tower == "discriminator" else "ElectraForMaskedLM"
         ],
         "model_type": "electra",
-        "vocab_size": len(model.embeddings.word.weight),
+        "vocab_size": model.vocab_size,
         "embedding_size": weights_alone(model, tower)["embeddings.word.weight"].shape[1],
         "hidden_size": config.generator_hidden_size if narrow else config.hidden_size,
         "num_hidden_layers": config.generator_num_layers if narrow else config.num_layers,
@@ -203,7 +243,7 @@ def _hf_config(model: JointElectra, tower: str, tokenizer: Path) -> dict[str, An
         "type_vocab_size": config.type_vocab_size,
         "initializer_range": config.initializer_range,
         "layer_norm_eps": config.layer_norm_eps,
-        "pad_token_id": pad,
+        "pad_token_id": special_ids["pad"],
         "tie_word_embeddings": True,
         "dtype": "float32",
         **({"electra_dist": marked} if is_generator and marked else {}),
@@ -239,7 +279,7 @@ def _config_from_hf(hf: Mapping[str, Any], folder: Path) -> RunConfig:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    from transformers import ElectraConfig
+    from transformers import ElectraConfig, ModernBertConfig
 
     try:
         values = json.loads((folder / "config.json").read_bytes())
@@ -247,16 +287,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} holds no readable config.json; give a Hugging Face ELECTRA folder"
         ) from None
-    if values.get("model_type") != "electra":
+    kinds = {"electra": ElectraConfig, "modernbert": ModernBertConfig}
+    if values.get("model_type") not in kinds:
         raise UserError(
             f"{folder}: model_type = {values.get('model_type')!r}; give an ELECTRA model"
         )
-    full: dict[str, Any] = ElectraConfig(**values).to_dict()
+    full: dict[str, Any] = kinds[values["model_type"]](**values).to_dict()
     return full
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Weights by the names of the heads' classes; a bare ElectraModel's get the missing prefix."""
+def _read_weights(folder: Path, prefix: str = "electra.") -> dict[str, Tensor]:
+    """Weights by the names of the heads' classes; a bare body's get the missing prefix."""
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path} does not exist; only safetensors weights are read (no pickle)")
@@ -264,8 +305,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         weights = safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is no whole safetensors file ({error}); copy it anew") from None
-    if not any(name.startswith("electra.") for name in weights):
-        weights = {f"electra.{name}": tensor for name, tensor in weights.items()}
+    if not any(name.startswith(prefix) for name in weights):
+        weights = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     return weights
 
 
@@ -273,7 +314,7 @@ def _translated(
     model: JointElectra, tower: str, weights: Mapping[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
     """A tower's weights by our names if tied, their shapes checked against its config.json."""
-    parameters = dict(model.named_parameters())
+    shapes = stored_shapes(model)
     own_names = own_names_of(model, tower)
     for ours, theirs in _names_of(model, tower).items():
         if any(name not in weights for name in theirs):
@@ -281,7 +322,7 @@ def _translated(
                 continue  # a bare ElectraModel has no heads
             raise UserError(f"{folder}: the weights lack {theirs[0]}; is it a whole ELECTRA model?")
         value = torch.cat([weights[name] for name in theirs]) if theirs[1:] else weights[theirs[0]]
-        wanted = parameters[own_names[ours]].shape
+        wanted = shapes[own_names[ours]]
         if value.shape != wanted:
             raise UserError(
                 f"{folder}: {theirs[0]} has shape {tuple(value.shape)}, "

@@ -12,6 +12,7 @@ from electra_dist.config.schema import ModelConfig
 from electra_dist.errors import UserError
 from electra_dist.model.disentangled import DisentangledEmbeddings
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 
 _DIFFERENCE = "discriminator.embeddings.difference"
 _SHARING = {
@@ -41,13 +42,14 @@ def own_names_of(model: JointElectra, tower: str) -> dict[str, str]:
 
 def weights_alone(model: JointElectra, tower: str) -> dict[str, Tensor]:
     """A tower's weights as if it stood alone: `embeddings.*` and `TOWER.*`."""
-    parameters = dict(model.named_parameters())
+    parameters = stored_parameters(model)
     weights: dict[str, Tensor] = {
         plain: parameters[own] for plain, own in own_names_of(model, tower).items()
     }
     embeddings = getattr(model, tower).embeddings
     if isinstance(embeddings, DisentangledEmbeddings):
-        weights |= {f"embeddings.{name}": value for name, value in embeddings.merged().items()}
+        merged = {f"embeddings.{name}": value for name, value in embeddings.merged().items()}
+        weights |= {name: value[: len(weights[name])] for name, value in merged.items()}
     return weights
 
 

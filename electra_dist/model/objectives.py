@@ -46,7 +46,9 @@ class _MaskedLm(NamedTuple):
 def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
     logits_BNV = _masked_logits(model, batch)
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
-    losses_BN, log_probs_BNV, probs_BNV = ops.cross_entropy(logits_BNV, originals_BN)
+    losses_BN, log_probs_BNV, probs_BNV = ops.cross_entropy(
+        logits_BNV, originals_BN, model.vocab_size
+    )
     loss = _mean(losses_BN, batch.masked_weights_BN)
     return _MaskedLm(loss, log_probs_BNV, probs_BNV, originals_BN)
 
@@ -61,6 +63,7 @@ def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> 
         batch.position_ids_BL,
         batch.places_T,
         drops=drops,
+        with_padding=True,
     )
     return logits_BNV
 
@@ -72,7 +75,7 @@ def _sampled(model: JointElectra, batch: Batch, said: _MaskedLm) -> Tensor:
     temperature = objective.temperature_at(batch.step)
     log_probs_BNV, probs_BNV = said.log_probs_BNV, said.probs_BNV
     if model.training and not objective.sampling_dropout:
-        logits_BNV = _masked_logits(model, batch, drops=False)
+        logits_BNV = _masked_logits(model, batch, drops=False)[..., : model.vocab_size]
         log_probs_BNV = F.log_softmax(logits_BNV, dim=-1, dtype=log_probs_BNV.dtype)
         probs_BNV = log_probs_BNV.exp()
     if objective.disallow_correct:
@@ -190,10 +193,11 @@ def _cloze(model: JointElectra, batch: Batch) -> _Cloze:
         batch.block_ids_BL,
         batch.position_ids_BL,
         batch.places_T,
+        with_padding=True,
     )
-    losses_BL, log_probs_BLV, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL)
+    losses_BL, log_probs_BLV, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL, model.vocab_size)
     loss = _mean(losses_BL, _candidates(model, batch).to(losses_BL.dtype))
-    slots_BNV = batch.masked_positions_BN.unsqueeze(-1).expand(-1, -1, logits_BLV.shape[-1])
+    slots_BNV = batch.masked_positions_BN.unsqueeze(-1).expand(-1, -1, model.vocab_size)
     sampled_ids_BN = batch.sampled_ids_BN
     if sampled_ids_BN is None:
         sampled_ids_BN = invert_cumulative(probs_BLV.gather(1, slots_BNV), batch.uniforms_BN)

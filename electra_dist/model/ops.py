@@ -137,14 +137,17 @@ def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
     return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor)
 
 
-def cross_entropy(logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(
+    logits_BNR: Tensor, ids_BN: Tensor, vocab_size: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """-log p(id) at each slot [B, N] with gradient; and, without one, log p and p, [B, N, V].
 
     One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward
-    pass overwrites p (autograd refuses a second one).
+    pass overwrites p (autograd refuses a second one). Of R logits the first `vocab_size` are shown:
+    those of a padded word table are -inf, with p = 0, and nobody may draw them.
     """
-    losses_BN, log_probs_BNV, probs_BNV = _CrossEntropy.apply(logits_BNV, ids_BN)
-    return losses_BN, log_probs_BNV, probs_BNV
+    losses_BN, log_probs_BNR, probs_BNR = _CrossEntropy.apply(logits_BNR, ids_BN)
+    return losses_BN, log_probs_BNR[..., :vocab_size], probs_BNR[..., :vocab_size]
 
 
 class _CrossEntropy(torch.autograd.Function):

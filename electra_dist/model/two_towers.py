@@ -50,8 +50,10 @@ class TwoTowerGenerator(nn.Module):
         block_ids_BL: Tensor | None = None,
         position_ids_BL: Tensor | None = None,
         places_T: Tensor | None = None,
+        *,
+        with_padding: bool = False,
     ) -> Tensor:
-        """Logits [B, L, V]; arguments as in `Batch`."""
+        """Logits [B, L, V]; arguments as in `Batch` and of `electra.Generator`."""
         key, left_keys, right_keys = None, None, None
         if self.training:
             num_sites = self.left_to_right.num_sites
@@ -63,10 +65,9 @@ class TwoTowerGenerator(nn.Module):
         left_BLD = self.left_to_right(embedded_BLE, None, blocks_BL, places_T, left_keys)
         right_BLD = self.right_to_left(embedded_BLE, None, blocks_BL, places_T, right_keys)
         left_BLD, right_BLD = neighbours(left_BLD, right_BLD, blocks_BL)
-        logits_BLV: Tensor = self.head(
-            torch.cat([left_BLD, right_BLD], dim=-1), self.embeddings.word.weight
-        )
-        return logits_BLV
+        word = self.embeddings.word
+        logits_BLR: Tensor = self.head(torch.cat([left_BLD, right_BLD], dim=-1), word.weight)
+        return logits_BLR if with_padding else logits_BLR[..., : word.num_ids]
 
 
 def neighbours(

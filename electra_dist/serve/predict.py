@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from electra_dist.errors import UserError
+from electra_dist.finetune.bodies import Classifier as Network
 from electra_dist.finetune.encoding import TextEncoder
 from electra_dist.finetune.folder import HeadConfig, load_saved, replace_file
-from electra_dist.finetune.heads import ElectraClassifier, run
+from electra_dist.finetune.heads import run
 from electra_dist.finetune.reading import Columns, Example, read_examples, read_lines
 
 
@@ -37,7 +38,7 @@ class Prediction:
 class Classifier:
     """A fine-tuned model ready for text; `load_classifier` makes one."""
 
-    def __init__(self, model: ElectraClassifier, head: HeadConfig, encoder: TextEncoder) -> None:
+    def __init__(self, model: Network, head: HeadConfig, encoder: TextEncoder) -> None:
         self.model = model
         self.head = head
         self._encoder = encoder

@@ -37,6 +37,7 @@ from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_shapes
 from electra_dist.resilience.resume import check_state
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import read_json_lines
@@ -134,7 +135,7 @@ def open_source(beginning: Beginning, config: RunConfig, corpora: Corpora) -> So
     """
     with torch.device("meta"):
         model = JointElectra(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = stored_shapes(model)
     path = beginning.source
     try:
         if (path / "config.json").is_file() and not (path / "attempts").is_dir():

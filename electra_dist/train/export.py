@@ -18,6 +18,7 @@ from electra_dist.data.tokenize import tokenizer_sha256
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 from electra_dist.resilience.resume import check_state
 
 
@@ -34,7 +35,7 @@ def export_hf(checkpoint: Path, out: Path) -> Path:
             config = _config(info.folder, reader.state)
             tokenizer = _tokenizer(info.folder, reader.state, config)
             model = JointElectra(replace(config, seed=0))
-            for name, parameter in model.named_parameters():
+            for name, parameter in stored_parameters(model).items():
                 parameter.copy_(torch.from_numpy(reader.read_whole(name)))
     except CorruptCheckpoint as error:
         raise UserError(f"{error}; export a checkpoint that verifies") from None

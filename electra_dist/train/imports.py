@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from electra_dist.checkpoint.foreign_deepspeed import read_deepspeed
+from electra_dist.checkpoint.foreign_deepspeed import ForeignState, read_deepspeed
 from electra_dist.checkpoint.made import check_out, made_state, write_checkpoint, zero_moments
 from electra_dist.checkpoint.shard import Piece
 from electra_dist.config import files
@@ -19,6 +20,7 @@ from electra_dist.data.tokenize import load_tokenizer
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 
 _WORD_TABLE = "embeddings.word.weight"
 
@@ -51,7 +53,7 @@ def import_hf(
         config = imported.config
     config = _of_vocabulary(config, weights[_WORD_TABLE].shape[0])
     model = JointElectra(config)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = stored_parameters(model)
     _check({n: tuple(v.shape) for n, v in weights.items()}, parameters, folder)
     fresh = sorted({".".join(name.split(".")[:2]) for name in parameters if name not in weights})
 
@@ -98,9 +100,12 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
         )
     tokenizer = None
     if config is not None:
+        if config.model.vocab_size is None and config.data.folders:
+            config = _of_vocabulary(config, open_corpora(config.data)[0].vocab_size)
         config = _of_vocabulary(config, foreign.shapes[_WORD_TABLE][0])
+        foreign = _without_padding(foreign, config)
         with torch.device("meta"):
-            parameters = dict(JointElectra(config).named_parameters())
+            parameters = stored_parameters(JointElectra(config))
         _check(foreign.shapes, parameters, foreign.folder)
         lacking = sorted(parameters.keys() - foreign.shapes.keys())
         if lacking:
@@ -120,6 +125,24 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
         config_fingerprint=files.fingerprint(config) if config else None,
     )
     return write_checkpoint(out, foreign.shapes, foreign.pieces(), state, tokenizer)
+
+
+def _without_padding(foreign: ForeignState, config: RunConfig) -> ForeignState:
+    """Word tables of the vocabulary's size, where DeepSpeed saved them as they lie in memory."""
+    num_ids = config.model.vocab_size
+    assert num_ids is not None
+    shapes = {
+        name: (num_ids, *shape[1:])
+        if name.endswith("word.weight") and shape[0] == config.model.padded(num_ids)
+        else shape
+        for name, shape in foreign.shapes.items()
+    }
+
+    def fragments(name: str, kind: str) -> list[Tensor]:
+        flat = torch.cat([piece.reshape(-1) for piece in foreign.fragments(name, kind)])
+        return [flat[: math.prod(shapes[name])]]
+
+    return replace(foreign, shapes=shapes, fragments=fragments)
 
 
 def _of_vocabulary(config: RunConfig, vocab_size: int) -> RunConfig:

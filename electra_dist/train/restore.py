@@ -12,6 +12,7 @@ from electra_dist.config.schema import RunConfig
 from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 from electra_dist.resilience.resume import check_state
 from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 from electra_dist.train.beginning import Source, copy_history, fill
@@ -59,10 +60,10 @@ def go_on_from(run: Run, state: RunState, *, forked_from: str | None = None) -> 
 
 def fill_with_initial_weights(engine: Engine, config: RunConfig) -> None:
     """Take an engine back to the weights of the seed, and to moments of zero."""
-    initial = dict(JointElectra(config).named_parameters())
+    initial = stored_parameters(JointElectra(config))
     for fragment in engine.local_fragments():
         if fragment.kind == "master":
-            weights = initial[fragment.parameter].detach().view(-1)
+            weights = initial[fragment.parameter].view(-1)
             stop = fragment.start + len(fragment.values)
             fragment.values.copy_(weights[fragment.start : stop])
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +156,19 @@ def flips(groups: ProcessGroups, reference: str, stages: list[int]) -> list[floa
 def train_and_save(
     groups: ProcessGroups, run: str, engines: list[dict[str, Any]], num_steps: int
 ) -> None:
-    """Each engine in turn: restore the newest checkpoint of `run`, train, save as the next step."""
+    """Each engine in turn: restore the newest checkpoint of `run`, train, save as the next step.
+
+    `pad` among an engine's settings is `model.pad_vocab_to_multiple_of`.
+    """
     attempt = Attempt.join(Path(run), 1)
     attempt.folder.mkdir(parents=True, exist_ok=True)
     store = CheckpointStore(
         attempt, groups.control, keep_last=99, commit_timeout_seconds=60, asynchronous=False
     )
     for variant in engines:
-        config = tiny_config(**variant)
+        pad = variant.get("pad", 1)
+        config = tiny_config(**{name: one for name, one in variant.items() if name != "pad"})
+        config = replace(config, model=replace(config.model, pad_vocab_to_multiple_of=pad))
         kind = ReferenceEngine if config.engine.kind == "reference" else DeepSpeedEngine
         engine = kind(JointElectra(config), config, groups.world, CPU)
         state = store.restore(engine, engine.parameter_shapes)

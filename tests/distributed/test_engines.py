@@ -73,16 +73,19 @@ def test_bf16_trains_at_stages_1_to_3(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_passes_unchanged_through_other_ranks_and_stages(tmp_path: Path) -> None:
-    """2 ranks ZeRO-2 -> 1 rank ZeRO-0 -> 3 ranks ZeRO-3 -> 2 ranks ZeRO-1 -> 1 rank reference."""
+    """2 ranks ZeRO-2 -> 1 rank ZeRO-0 -> 3 ranks ZeRO-3 -> 2 ranks ZeRO-1 -> 1 rank reference.
+
+    With word tables of 8192, 8200 and 9000 rows, of which no file holds more than 8192.
+    """
     run = tmp_path / "run"
-    first = [{"zero_stage": 2}]
+    first = [{"zero_stage": 2, "pad": 100}]
     run_ranks(f"{WORKERS}:train_and_save", 2, tmp_path, run=str(run), engines=first, num_steps=2)
     small = {"zero_stage": 3, "deepspeed_config": SMALL_SHARDS}
     hops: list[tuple[int, list[dict[str, object]]]] = [
         (1, [{"zero_stage": 0}]),
-        (3, [{"zero_stage": 3}, small, {"zero_stage": 0}]),
-        (2, [{"zero_stage": 1}, small, {"zero_stage": 2}]),
-        (1, [{"kind": "reference"}, {"zero_stage": 3}]),
+        (3, [{"zero_stage": 3, "pad": 1000}, small, {"zero_stage": 0, "pad": 100}]),
+        (2, [{"zero_stage": 1, "pad": 1000}, {**small, "pad": 100}, {"zero_stage": 2}]),
+        (1, [{"kind": "reference", "pad": 1000}, {"zero_stage": 3}]),
     ]
     for world_size, engines in hops:
         run_ranks(

@@ -28,6 +28,9 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("sampling without dropout", SMALL_SHARDS),
     ("electric, disentangled", {**SMALL_SHARDS, "precision": "bf16"}),
     ("one transformer", {"zero_stage": 2, "precision": "bf16"}),
+    ("modern", {"zero_stage": 2}),
+    ("modern, untied tables", SMALL_SHARDS),
+    ("modern", {**SMALL_SHARDS, "precision": "bf16"}),
 ]
 
 

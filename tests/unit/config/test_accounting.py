@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,10 +16,12 @@ from electra_dist.config.accounting import (
     google_flops_of_row,
     is_decayed,
     num_parameters,
+    padded_shapes,
     parameter_shapes,
     train_flops,
     vocab_size,
 )
+from electra_dist.config.accounting_modern import attended_pairs
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import (
     BatchConfig,
@@ -30,7 +33,9 @@ from electra_dist.config.schema import (
 from electra_dist.engine.optim import decay_groups
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.modern import local_mask
 from electra_dist.model.objectives import OBJECTIVES
+from electra_dist.model.padding import stored_shapes
 from tests.variants import SPECIAL_IDS, VARIANTS, variant_of
 
 
@@ -62,13 +67,13 @@ def test_parameters_are_those_of_the_paper(recipe: str, joint: int, discriminato
 def test_shapes_are_those_of_the_built_module_in_its_order(recipe: str, variant: str) -> None:
     config = variant_of(RECIPES[recipe](), variant)
     model = built(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = stored_shapes(model)
     assert list(parameter_shapes(config).items()) == list(shapes.items())
     product = model.discriminator or model.generator
     # A difference from shared tables is merged into them in the product.
-    merged = [p.numel() for n, p in product.named_parameters() if ".difference." not in n]
+    merged = [math.prod(s) for n, s in stored_shapes(product).items() if ".difference." not in n]
     assert num_parameters(config) == {
-        "joint": sum(p.numel() for p in model.parameters()),
+        "joint": sum(map(math.prod, shapes.values())),
         "discriminator": sum(merged),
     }
 
@@ -94,6 +99,45 @@ def test_parameters_of_other_towers_are_those_that_their_sizes_give() -> None:
     assert of("electric") == (joint + 12 * layer + E * G + G + G * E, product)
 
 
+def modern(config: RunConfig) -> RunConfig:
+    return replace(config, model=replace(config.model, backbone="modern"))
+
+
+@pytest.mark.parametrize("recipe", ["small", "base", "large"])
+def test_modern_has_about_as_many_parameters(recipe: str) -> None:
+    plain = RECIPES[recipe]()
+    sizes = [num_parameters(one)["discriminator"] for one in (plain, modern(plain))]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
+
+
+@given(length=st.integers(1, 40), window=st.integers(1, 50), every=st.integers(1, 4))
+def test_local_attention_counts_the_pairs_that_its_mask_allows(
+    length: int, window: int, every: int
+) -> None:
+    model = ModelConfig(
+        backbone="modern", local_attention_window=window, global_attention_every=every
+    )
+    near = local_mask(None, None, length, window, torch.device("cpu"))
+    pairs = length * length if near is None else int(near.sum())
+    for number in range(5):
+        wanted = pairs if number % every else length * length
+        assert attended_pairs(model, number, length) == wanted
+
+
+@pytest.mark.parametrize(("vocabulary", "multiple", "rows"), [(90, 64, 128), (128, 64, 128)])
+def test_padding_is_in_memory_and_in_no_count(vocabulary: int, multiple: int, rows: int) -> None:
+    small = RECIPES["small"]()
+    model = replace(small.model, vocab_size=vocabulary, pad_vocab_to_multiple_of=multiple)
+    config = replace(small, model=model)
+    module = built(config)
+    assert module.embeddings.word.weight.shape == (rows, 128)
+    assert padded_shapes(config) == {n: tuple(p.shape) for n, p in module.named_parameters()}
+    assert parameter_shapes(config)["embeddings.word.weight"] == (vocabulary, 128)
+    plain = replace(config, model=replace(model, pad_vocab_to_multiple_of=1))
+    assert num_parameters(config) == num_parameters(plain)
+    assert flops_of_row(config) == flops_of_row(plain)
+
+
 @given(
     num_layers=st.integers(1, 3),
     width=st.sampled_from([8, 64, 128]),
@@ -113,7 +157,7 @@ def test_shapes_of_any_size_are_those_of_the_built_module(
         vocab_size=vocabulary,
     )
     config = RunConfig(model=model)
-    shapes = {name: tuple(p.shape) for name, p in built(config).named_parameters()}
+    shapes = stored_shapes(built(config))
     assert list(parameter_shapes(config).items()) == list(shapes.items())
 
 
@@ -162,6 +206,7 @@ def test_flops_are_those_that_google_publishes(
 def test_usual_flops_are_what_torch_counts_on_the_module(recipe: str, variant: str) -> None:
     config = variant_of(RECIPES[recipe](), variant)
     config = with_vocabulary(replace(config, batch=BatchConfig(micro_batch_size=1)))
+    config = replace(config, model=replace(config.model, pad_vocab_to_multiple_of=1))
     model = JointElectra(config, SPECIAL_IDS)
     # torch counts fused attention on CUDA only; a pass without dropout would take it.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

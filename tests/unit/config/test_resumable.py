@@ -9,6 +9,7 @@ from electra_dist.config.schema import RunConfig
 OTHER: dict[str, Any] = {
     "recipe": "tiny",
     "seed": 1,
+    "model.backbone": "modern",
     "model.num_layers": 6,
     "model.hidden_size": 128,
     "model.embedding_size": 64,
@@ -18,6 +19,11 @@ OTHER: dict[str, Any] = {
     "model.untied_generator_embeddings": True,
     "model.embedding_sharing": "gradient_disentangled",
     "model.vocab_size": 100,
+    "model.pad_vocab_to_multiple_of": 1,
+    "model.rope_theta": 1e4,
+    "model.local_rope_theta": 1e3,
+    "model.local_attention_window": 64,
+    "model.global_attention_every": 2,
     "model.max_position_embeddings": 1024,
     "model.type_vocab_size": 3,
     "model.hidden_dropout": 0.0,
@@ -111,7 +117,7 @@ BESIDE: dict[str, Any] = {
 # What a resume may change: where data lies, who computes it, when it is saved and measured.
 MAY_CHANGE = {
     *("recipe", "schedule.stop_step", "data.corpus", "data.blend", "data.prefetch_steps"),
-    *("data.cache_dir", "data.cache_bytes"),
+    *("data.cache_dir", "data.cache_bytes", "model.pad_vocab_to_multiple_of"),
     *(
         name
         for name in OTHER

@@ -15,7 +15,9 @@ INF, NAN = float("inf"), float("nan")
 # What must be above 0, with a value that is not.
 POSITIVE = {
     "model": "num_layers hidden_size embedding_size generator_num_layers generator_hidden_size "
-    "vocab_size max_position_embeddings type_vocab_size layer_norm_eps initializer_range",
+    "vocab_size max_position_embeddings type_vocab_size layer_norm_eps initializer_range "
+    "pad_vocab_to_multiple_of rope_theta local_rope_theta local_attention_window "
+    "global_attention_every",
     "objective": "mask_prob mask_prob_end mask_prob_anneal_steps temperature temperature_end "
     "temperature_anneal_steps",
     "data": "shuffle_block_size shuffle_window_blocks num_lanes",

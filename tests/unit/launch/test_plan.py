@@ -175,4 +175,6 @@ def test_more_stages_of_zero_hold_less_on_more_ranks() -> None:
     ]
     assert state[0] > state[1] > state[2]
     assert kinds["zero1"]["optimizer"] == kinds["zero3"]["optimizer"]
-    assert kinds["zero0"]["optimizer"] == 8 * document["parameters"]["joint"]
+    assert kinds["zero0"]["optimizer"] == 8 * (
+        document["parameters"]["joint"] + 6 * 1024  # the padding of the word table has moments too
+    )

@@ -12,6 +12,7 @@ from electra_dist.data.masking import MaskRule, mask_rows
 from electra_dist.model import random
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import clear_padding
 from tests.variants import SPECIAL_IDS
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -46,6 +47,7 @@ def scrambled(config: RunConfig, seed: int = 0) -> JointElectra:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
+    clear_padding(model)
     return model.eval()
 
 

@@ -97,7 +97,7 @@ def test_logits_are_those_of_both_neighbours_and_zeros_at_the_ends(
         for place in range(end):
             before = left[place - 1] if place else zero
             behind = right[place + 1] if place + 1 < end else zero
-            wanted = generator.head(torch.cat([before, behind]), model.embeddings.word.weight)
+            wanted = generator.head(torch.cat([before, behind]), model.embeddings.word.weight[:90])
             torch.testing.assert_close(found[row, place], wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -212,7 +212,7 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is(
     batch = make_batch(config, [24, 24])
     plain, _ = gradients(scrambled(config), batch)
     monkeypatch.setattr(
-        encoder, "compiled_layer", lambda: torch.compile(Layer.forward, backend=broken)
+        encoder, "compiled_layer", lambda _kind: torch.compile(Layer.forward, backend=broken)
     )
     model = scrambled(replace(config, engine=EngineConfig(compile=True)))
     losses, _ = gradients(model, batch)

@@ -27,6 +27,7 @@ from electra_dist.model import random
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
 from electra_dist.model.objectives import sample_tokens
+from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
 from electra_dist.train.build import Run
@@ -210,7 +211,7 @@ def test_rule_09_the_generator_predicts_through_the_word_table_at_its_width(
     normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-12).sqrt()
     projected = normed * weights["layer_norm.weight"] + weights["layer_norm.bias"]
     assert projected.shape[-1] == config.model.embedding_size
-    logits = projected @ model.embeddings.word.weight.double().T + weights["bias"]
+    logits = projected @ model.embeddings.word.weight[:90].double().T + weights["bias"]
     positions = torch.full((2, 1), 3)
     found = model.generator(batch.masked_ids_BL, batch.token_type_ids_BL, None, positions)
     torch.testing.assert_close(found[:, 0].double(), logits, rtol=1e-4, atol=1e-4)
@@ -266,7 +267,10 @@ def test_rule_11_one_clip_of_the_joint_gradient_at_one(
     batch = make_batch(calm, [24, 24, 13, 24])
     model = scrambled(calm)
     model(batch).total.backward()
-    gradients = {name: p.grad.double().flatten() for name, p in model.named_parameters()}
+    shapes = stored_shapes(model)
+    gradients = {
+        name: p.grad[: shapes[name][0]].double().flatten() for name, p in model.named_parameters()
+    }
     norm = torch.cat(list(gradients.values())).norm().item()
     towers = {
         tower: torch.cat([g for name, g in gradients.items() if name.startswith(tower)]).norm()

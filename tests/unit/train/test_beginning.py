@@ -18,6 +18,7 @@ from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
@@ -108,7 +109,7 @@ def test_disentangled_tables_begin_from_a_tied_model(place: Place) -> None:
 
 
 def made(place: Place, out: Path) -> Path:
-    shapes = {name: p.detach() for name, p in JointElectra(place.config).named_parameters()}
+    shapes = stored_parameters(JointElectra(place.config))
     state = made_state(step=7, origin={"kind": "average"}, has_moments=False, config=None)
     pieces = (piece for name, p in shapes.items() for piece in zero_moments(name, p.numpy()))
     return write_checkpoint(out, {name: p.shape for name, p in shapes.items()}, pieces, state)
@@ -155,7 +156,7 @@ def test_weights_of_a_hugging_face_folder_go_into_the_engine(place: Place) -> No
     control = Control(group=None, store=None, world=ALONE, timeout_seconds=1.0)
     source = place.open(place.hf, other)
     fill(engine, source, control)  # type: ignore[arg-type]
-    wanted = dict(JointElectra(place.config).named_parameters())
+    wanted = stored_parameters(JointElectra(place.config))
     for name, kind, _, values in engine.local_fragments():
         if kind == "master":
             assert torch.equal(values, wanted[name].data.view(-1)), name
@@ -171,7 +172,7 @@ def test_without_a_generator_the_seed_s_own_stays(place: Place, tmp_path: Path) 
     source = place.open(tmp_path / "hf", other)
     assert source.facts["fresh"] == ["generator.encoder", "generator.head"]  # type: ignore[attr-defined]
     fill(engine, source, control)  # type: ignore[arg-type]
-    theirs, own = (dict(JointElectra(c).named_parameters()) for c in (place.config, other))
+    theirs, own = (stored_parameters(JointElectra(c)) for c in (place.config, other))
     for name, kind, _, values in engine.local_fragments():
         if kind == "master":
             wanted = own if name.startswith("generator.") else theirs

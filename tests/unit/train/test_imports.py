@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from electra_dist.checkpoint.foreign_deepspeed import read_deepspeed
+from electra_dist.checkpoint.foreign_deepspeed import ForeignState, read_deepspeed
 from electra_dist.checkpoint.reshard import CheckpointReader, differences
 from electra_dist.checkpoint.universal import export_universal
 from electra_dist.cli import main
@@ -17,6 +17,8 @@ from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model import hub
 from electra_dist.model.electra import JointElectra
+from electra_dist.model.padding import stored_parameters
+from electra_dist.train import imports
 from electra_dist.train.export import export_hf
 from electra_dist.train.imports import import_deepspeed, import_hf
 from tests.made_up import trained
@@ -130,6 +132,26 @@ def test_a_folder_of_deepspeed_s_with_its_config_can_be_exported_once_it_has_a_t
     made = import_deepspeed(folder, tmp_path / "configured", config=config)
     with pytest.raises(UserError, match="was imported without a tokenizer"):
         export_hf(made, tmp_path / "out")
+
+
+def test_a_table_that_deepspeed_saved_with_its_padding_loses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = joint(vocab_size=300)
+    held = {name: p.detach() for name, p in model.named_parameters()}
+    assert held["embeddings.word.weight"].shape[0] == 320
+    state = ForeignState(
+        folder=tmp_path,
+        step=4,
+        zero_stage=2,
+        num_ranks=1,
+        shapes={name: tuple(value.shape) for name, value in held.items()},
+        fragments=lambda name, _: list(held[name].flatten().split(1000)),
+    )
+    monkeypatch.setattr(imports, "read_deepspeed", lambda _: state)
+    with CheckpointReader(import_deepspeed(tmp_path, tmp_path / "made", config=config)) as reader:
+        for name, value in stored_parameters(model).items():
+            assert torch.equal(torch.from_numpy(reader.read_whole(name)), value), name
 
 
 def test_another_model_than_the_config_s_is_named(
