@@ -29,6 +29,7 @@ test-full: setup          ## the same with the tests marked slow: hours
 	$(BIN)/python scripts/run_tests.py --full $(SUITES)
 
 check: setup              ## style, types, layers, what a login node imports, shell scripts, Dockerfiles
+	@! git grep -nE '^(<{7}|>{7}) '  # what a merge has left
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -37,6 +37,14 @@ def _gpu_answers() -> bool:
     return subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
 
 
+@cache
+def _may_make_hosts() -> bool:
+    """Whether namespaces are allowed here: root of a container may lack that right."""
+    spaces = ["--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc"]
+    done = subprocess.run(["unshare", *spaces, "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 CAPABILITIES: dict[str, Capability] = {
     capability.name: capability
     for capability in (
@@ -58,12 +66,12 @@ CAPABILITIES: dict[str, Capability] = {
         ),
         Capability(
             name="ssh",
-            what="no ssh hosts (sshd, ssh, pdsh, ip, unshare), or not root, who may make them",
+            what="no ssh hosts (sshd, ssh, pdsh, ip, unshare), or no right to make them (root's)",
             remedy="apt-get install -y --no-install-recommends openssh-server openssh-client pdsh "
             "iproute2 procps util-linux",
             is_there=lambda: (
-                os.geteuid() == 0
-                and _on_path("sshd", "ssh", "ssh-keygen", "pdsh", "ip", "nsenter", "unshare")
+                _on_path("sshd", "ssh", "ssh-keygen", "pdsh", "pkill", "ip", "nsenter", "unshare")
+                and _may_make_hosts()
             ),
         ),
         Capability(

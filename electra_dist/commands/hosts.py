@@ -23,6 +23,7 @@ def submit_deepspeed(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through the deepspeed launcher."""
     from electra_dist.launch.hosts import deepspeed_command
 
+    _check_quotes("--launcher-args", args.launcher_args)
     job = _job(args, overrides, address_needed=args.launcher in ("openmpi", "slurm"))
     if args.launcher == PDSH and re.search(r"[^\w@%+=:,./-]", str(job.folder)):
         raise UserError(
@@ -38,6 +39,7 @@ def submit_mpi(args: argparse.Namespace, overrides: list[str]) -> int:
     """Run on the hosts of a hostfile through Open MPI's mpirun."""
     from electra_dist.launch.hosts import mpirun_command
 
+    _check_quotes("--mpirun-args", args.mpirun_args)
     job = _job(args, overrides)
     return _run(args, job, [mpirun_command(job, args.mpirun_args)], needs=("mpirun",))
 
@@ -98,6 +100,13 @@ def _job(
         folder=Path.cwd(),
         variables=variables,
     )
+
+
+def _check_quotes(flag: str, words: str) -> None:
+    try:
+        shlex.split(words)
+    except ValueError:
+        raise UserError(f"{flag} {words!r} opens a quote that it does not close") from None
 
 
 def _if_it_resolves(name: str) -> str | None:

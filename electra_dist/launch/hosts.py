@@ -33,6 +33,9 @@ OPEN_MPI = ("--bind-to", "none", "--mca", "odls_base_sigkill_timeout", "5")
 rank that has left (with 75, for example) to SIGKILL for the others, of which rank 0 has to write
 why it ended. Longer would hold up the end, and the ranks' output with it."""
 
+TORCHRUN_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""That it hands on; of itself it would die of SIGUSR1."""
+
 SHUTDOWN_SECONDS = 300
 """Between torchrun's signal and its SIGKILL; its own default is 30 s."""
 
@@ -117,12 +120,7 @@ def torchrun_commands(job: HostsJob) -> list[list[str]]:
             *("--nnodes", str(len(job.hosts)), "--node-rank", str(node)),
             *("--nproc-per-node", str(host.slots)),
             *("--master-addr", str(job.master_addr), "--master-port", str(job.master_port)),
-            *(
-                "--max-restarts",
-                "0",
-                "--signals-to-handle",
-                "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-            ),
+            *("--max-restarts", "0", "--signals-to-handle", TORCHRUN_SIGNALS),
             *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
             *("-m", "electra_dist", *job.words),
         ]

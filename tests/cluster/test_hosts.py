@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from electra_dist.checkpoint.layout import list_checkpoints, read_manifest
+from electra_dist.launch.hostfile import read_hostfile
+from electra_dist.launch.hosts import HostsJob, torchrun_ends
+from electra_dist.launch.local import free_port
 from tests.cluster.launched import ROOT, TINY, finish, started
 from tests.cluster.ssh_lab import SshLab, ssh_lab
 from tests.made_up import corpus
@@ -125,6 +128,30 @@ def test_a_signal_to_a_launcher_saves_on_both_hosts(
     (saved,) = list_checkpoints(run)
     assert (ended["reason"], ended["checkpoint"]) == ("stopped", saved.folder.name)
     assert len(read_manifest(saved.folder).shards) == 4
+    assert_nothing_is_left(lab, run)
+
+
+@pytest.mark.slow
+def test_the_command_that_ends_torchrun_reaches_both_hosts(
+    lab: SshLab, config: Path, tmp_path: Path
+) -> None:
+    run, output = tmp_path / "run", tmp_path / "output.txt"
+    job = HostsJob(
+        hosts=read_hostfile(lab.folder / "hosts"),
+        hostfile=lab.folder / "hosts",
+        words=(),
+        python=sys.executable,
+        master_addr="node1",
+        master_port=free_port(),
+        folder=ROOT,
+    )
+    command = submit(lab, "torchrun", config, run, *ENDLESS, "--master-port", str(job.master_port))
+    with started(*command, output=output) as process:
+        wait_for((run / "metrics.jsonl").exists, process, output)
+        for end in torchrun_ends(job):
+            subprocess.run(lab.login(*end), check=True)
+        assert process.wait(SECONDS) == 75, output.read_text(errors="replace")[-4000:]
+    assert exit_of(run, 1)["reason"] == "stopped"
     assert_nothing_is_left(lab, run)
 
 

@@ -207,10 +207,10 @@ def read_by_deepspeed(_: ProcessGroups, folder: str) -> dict[str, list[Any]]:
 def fp16_lives(
     groups: ProcessGroups, corpus: str, folder: str, engines: list[dict[str, Any]]
 ) -> list[list[str]]:
-    """For each engine: a run in one life, and one that is stopped and resumed, with AdamW."""
+    """For each engine: a run in one life, and one that is stopped and resumed; AdamW, then LAMB."""
     reasons = []
     for number, engine in enumerate(engines):
-        config = small_run(corpus, engine, ["--optim.name", "adamw"])
+        config = small_run(corpus, engine, ["--optim.name", ("adamw", "lamb")[number % 2]])
         calm, broken = Path(folder) / f"calm_{number}", Path(folder) / f"broken_{number}"
         lives = [(calm, None), (broken, STOP_AT), (broken, None)]
         reasons.append([live(groups, config, run, stop_at) for run, stop_at in lives])

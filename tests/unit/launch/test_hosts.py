@@ -162,6 +162,7 @@ def test_mistakes_of_submit(
         return capsys.readouterr().err
 
     assert "--master-addr" in said("torchrun")
+    assert "--mpirun-args" in said("mpi", "--mpirun-args", "-x 'A=1")
     assert "2 slots" in said("mpi", "--batch.micro_batch_size", "32")
     (tmp_path / ".deepspeed_env").write_text("\n")
     assert ".deepspeed_env" in said("deepspeed")
