@@ -275,8 +275,9 @@ def _facts(beginning: Beginning, info: CheckpointInfo, reader: CheckpointReader)
     }
 
 
+_WORD_TABLE = "embeddings.word.weight"
 _REMEDIES = {
-    "embeddings.word.weight": "build the corpus with the source's tokenizer",
+    _WORD_TABLE: "build the corpus with the source's tokenizer",
     "embeddings.position.weight": (
         "set --model.max_position_embeddings to the source's number: positions are learnt, and "
         "others have no values to begin with"
@@ -296,6 +297,9 @@ def _check_shapes(
     for name in [*_REMEDIES, *sorted(theirs)]:
         if name in theirs and name in ours and theirs[name] != ours[name]:
             remedy = _REMEDIES.get(name, "give the source's recipe or config")
+            if name == _WORD_TABLE and theirs[name][0] == ours[name][0]:
+                # As wide as the model, for one, in the export of a modern run.
+                remedy = f"set --model.embedding_size {theirs[name][1]}, or begin from its run"
             raise UserError(
                 f"{beginning.word} holds {name} of shape {list(theirs[name])}, this run's is "
                 f"{list(ours[name])}; {remedy}"

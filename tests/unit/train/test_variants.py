@@ -36,6 +36,7 @@ RUNS = {
     },
     "electric": {"objective.name": "electric"},
     "uniform": ANNEALED | {"objective.name": "uniform_generator"},
+    "modern": {"model.backbone": "modern", "model.local_attention_window": 8},
 }
 
 
@@ -81,8 +82,9 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(
         assert 0 < panel["unigram_disc_auc"] < 1
         assert ("generator_loss" in panel) == (name != "uniform")
     exported = export_hf(whole / last, tmp_path / "hf")
-    assert json.loads((exported / "config.json").read_bytes())["model_type"] == "electra"
-    assert (exported / "generator").exists() == (name == "annealed")
+    kind = "modernbert" if name == "modern" else "electra"
+    assert json.loads((exported / "config.json").read_bytes())["model_type"] == kind
+    assert (exported / "generator").exists() == (name in ("annealed", "modern"))
 
 
 def test_masks_of_a_schedule_are_traced_and_are_those_of_the_position(corpus: Path) -> None:
@@ -102,3 +104,22 @@ def test_masks_of_a_schedule_are_traced_and_are_those_of_the_position(corpus: Pa
     same = stream.micro_batch(3, 0, 24)
     np.testing.assert_array_equal(skipping.masked_positions_BN, same.masked_positions_BN)
     stream.close()
+
+
+def test_a_run_from_before_word_tables_were_padded_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """Its config.json knows nothing of padding, its checkpoint has the 300 rows of its corpus."""
+    options = words(corpus, {})
+    plain = ["--model.pad_vocab_to_multiple_of", "1", "--schedule.stop_step", "3"]
+    run_to_the_end(tmp_path / "run", [*options, *plain])
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["model"].pop("pad_vocab_to_multiple_of") == 1
+    path.write_text(json.dumps(config))
+    run_to_the_end(tmp_path / "run", options)
+    run_to_the_end(tmp_path / "whole", [*options, "--model.pad_vocab_to_multiple_of", "1"])
+    losses = [
+        [line["loss"] for line in read_json_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("run", "whole")
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
