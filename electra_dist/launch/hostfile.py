@@ -73,9 +73,10 @@ def read_variables(paths: Sequence[Path]) -> dict[str, str]:
         for number, line in enumerate(_lines(path, VARIABLES_FILE), 1):
             name, equals, value = line.partition("=")
             if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+                # Not the line itself: `export WANDB_API_KEY=...` has a secret in it.
                 raise UserError(
-                    f"line {number} of {path} is {line!r}; DeepSpeed takes lines NAME=VALUE only, "
-                    "no empty ones and no comments"
+                    f"line {number} of {path} is no NAME=VALUE; DeepSpeed takes such lines only: "
+                    "no export before the name, no empty lines and no comments"
                 )
             variables[name.strip()] = value.strip()
     return variables
