@@ -106,7 +106,7 @@ def _is_leader() -> bool:
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Take `--section.field value` and `--seed value` out: tyro reads these, argparse the rest."""
-    from electra_dist.config.files import is_flag, takes_many
+    from electra_dist.config.overrides import is_flag, takes_many
 
     left = list(words)
     plain: list[str] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from electra_dist.config.checks import require, require_positive
-from electra_dist.config.files import strict_values
+from electra_dist.config.strict import strict_values
 from electra_dist.errors import UserError
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

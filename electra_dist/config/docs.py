@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from electra_dist.config import schema
-from electra_dist.config.files import type_in_words
+from electra_dist.config.strict import type_in_words
 
 
 def knobs() -> str:

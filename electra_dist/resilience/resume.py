@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
 
@@ -25,7 +25,7 @@ def resumed_config(config: RunConfig, run_folder: Path) -> RunConfig:
     config = replace(config, engine=replace(config.engine, threads_per_rank=threads))
     if config.model.vocab_size is None:  # that of the corpus, which a login node need not open
         config = replace(config, model=replace(config.model, vocab_size=old.model.vocab_size))
-    forbidden = files.forbidden_differences(old, config)
+    forbidden = changes.forbidden_differences(old, config)
     if forbidden:
         raise UserError(
             f"{run_folder} holds a run with another config ({'; '.join(forbidden)}); "

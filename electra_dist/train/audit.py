@@ -23,7 +23,7 @@ from electra_dist.checkpoint.layout import (
     read_manifest,
     read_state,
 )
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.order import Skips
@@ -138,7 +138,7 @@ def _opened(run_folder: Path, overrides: list[str]) -> tuple[RunConfig, Corpora]
         )
     own = files.read_json(path)
     config = files.load(path, overrides)
-    changed = files.forbidden_differences(own, config)
+    changed = changes.forbidden_differences(own, config)
     if changed:
         raise UserError(
             f"an audit is of the run as it was, not with {'; '.join(changed)}; "
@@ -169,10 +169,10 @@ def _differences(
             f"{name} was trained on corpus {state['corpus_fingerprint']}, and "
             f"{', '.join(config.data.folders)} is {corpora.fingerprint}"
         )
-    if state["config_fingerprint"] != files.fingerprint(config):
+    if state["config_fingerprint"] != changes.fingerprint(config):
         yield (
             f"{name} was trained with config {state['config_fingerprint']}, and config.json is "
-            f"{files.fingerprint(config)}"
+            f"{changes.fingerprint(config)}"
         )
     if step > len(history.steps):
         yield (

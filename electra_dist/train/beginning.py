@@ -29,7 +29,7 @@ from electra_dist.checkpoint.layout import (
 )
 from electra_dist.checkpoint.reshard import CheckpointReader
 from electra_dist.checkpoint.shard import FloatArray
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.tokenize import tokenizer_sha256
@@ -221,8 +221,8 @@ def _fork(
             "there to go on with; give RUN/checkpoints/step_N, or begin anew with --init-from"
         )
     theirs = files.read_json(run / "config.json")
-    check_state(reader.state, files.fingerprint(theirs), corpora.fingerprint)
-    forbidden = files.unforkable_differences(theirs, config)
+    check_state(reader.state, changes.fingerprint(theirs), corpora.fingerprint)
+    forbidden = changes.unforkable_differences(theirs, config)
     if forbidden:
         raise UserError(
             f"{beginning.word}: a fork may not change {'; '.join(forbidden)}, on which the "
@@ -232,7 +232,7 @@ def _fork(
         reader=reader,
         shapes=shapes,
         kinds=KINDS,
-        facts={**_facts(beginning, info, reader), "changed": files.differences(theirs, config)},
+        facts={**_facts(beginning, info, reader), "changed": changes.differences(theirs, config)},
         state=reader.state,
         run_folder=run,
     )

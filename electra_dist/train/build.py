@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from electra_dist.checkpoint.store import CheckpointStore
-from electra_dist.config import files, variables
+from electra_dist.config import changes, variables
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream, MicroBatch
@@ -124,7 +124,7 @@ class Run:
             if self.ledger is not None:
                 self.ledger.sync()
             state = self.state.to_json(
-                config_fingerprint=files.fingerprint(self.config),
+                config_fingerprint=changes.fingerprint(self.config),
                 corpus_fingerprint=self.corpus_fingerprint,
                 tokenizer_sha256=self.tokenizer_sha256,
             )

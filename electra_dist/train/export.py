@@ -10,7 +10,7 @@ import torch
 
 from electra_dist.checkpoint.layout import CorruptCheckpoint, resolve, run_folder_of
 from electra_dist.checkpoint.reshard import CheckpointReader
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.store import Corpus
@@ -70,7 +70,7 @@ def _tokenizer(folder: Path, state: dict[str, Any], config: RunConfig) -> Path:
         )
     corpora = Corpora.open(config.data)
     _check_tokenizer(corpora.first)
-    check_state(state, files.fingerprint(config), corpora.fingerprint)
+    check_state(state, changes.fingerprint(config), corpora.fingerprint)
     return corpora.first.tokenizer_path
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from electra_dist.checkpoint.foreign_deepspeed import ForeignState, read_deepspeed
 from electra_dist.checkpoint.made import check_out, made_state, write_checkpoint, zero_moments
 from electra_dist.checkpoint.shard import Piece
-from electra_dist.config import files
+from electra_dist.config import changes
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import open_corpora
 from electra_dist.data.tokenize import load_tokenizer
@@ -72,7 +72,7 @@ def import_hf(
         origin=origin,
         has_moments=False,
         config=asdict(config),
-        config_fingerprint=files.fingerprint(config),
+        config_fingerprint=changes.fingerprint(config),
     )
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     return write_checkpoint(out, shapes, pieces(), state, _tokenizer(imported.tokenizer))
@@ -122,7 +122,7 @@ def import_deepspeed(folder: Path, out: Path, *, config: RunConfig | None = None
         },
         has_moments=True,
         config=asdict(config) if config else None,
-        config_fingerprint=files.fingerprint(config) if config else None,
+        config_fingerprint=changes.fingerprint(config) if config else None,
     )
     return write_checkpoint(out, foreign.shapes, foreign.pieces(), state, tokenizer)
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
@@ -42,7 +42,7 @@ def restore(run: Run, max_step: int | None = None) -> bool:
     """
     saved = run.store.restore(run.engine, run.engine.parameter_shapes, max_step=max_step)
     if saved is not None:
-        check_state(saved, files.fingerprint(run.config), run.corpus_fingerprint)
+        check_state(saved, changes.fingerprint(run.config), run.corpus_fingerprint)
         run.state = RunState.from_json(saved)
     elif run.state.step:
         run.state = RunState(skipped=run.config.data.skips)

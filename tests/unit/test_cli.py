@@ -21,7 +21,7 @@ from check_login_imports import FORBIDDEN
 from electra_dist.checkpoint.layout import Manifest, ShardRecord, manifest_text
 from electra_dist.cli import main
 from electra_dist.cli.main import make_parser, split_overrides
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.finetune.config import FinetuneConfig
 from tests.made_up import text
 
@@ -285,7 +285,7 @@ def test_overrides_are_told_from_the_other_words(typed: str, plain: str, overrid
 
 VALUES = st.sampled_from(["8", "-1", "1e-3", "true", "a.toml", "x=y", "none"])
 PLAIN = st.sampled_from(["c.toml", "--out", "RUN", "--nproc", "2", "--recipe", "tiny"])
-ALL_KNOBS = files.flatten(files.load(None))
+ALL_KNOBS = changes.flatten(files.load(None))
 KNOBS = st.sampled_from(
     [
         name

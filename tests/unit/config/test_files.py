@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from electra_dist.config import files
+from electra_dist.config import changes, files, overrides
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
@@ -19,21 +19,21 @@ def test_json_reads_back_to_the_same_value_and_the_same_types(config: RunConfig)
     read = files.from_dict(json.loads(text))
     assert read == config
     assert files.to_json(read) == text
-    assert files.fingerprint(read) == files.fingerprint(config)
-    before, after = files.flatten(config), files.flatten(read)
+    assert changes.fingerprint(read) == changes.fingerprint(config)
+    before, after = changes.flatten(config), changes.flatten(read)
     assert [type(value) for value in before.values()] == [type(v) for v in after.values()]
 
 
 @given(CONFIGS, CONFIGS)
 @settings(max_examples=40, deadline=None)
 def test_differences_name_what_changed_and_nothing_else(old: RunConfig, new: RunConfig) -> None:
-    before, after = files.flatten(old), files.flatten(new)
+    before, after = changes.flatten(old), changes.flatten(new)
     expected = [f"{n}: {before[n]!r} -> {after[n]!r}" for n in before if before[n] != after[n]]
-    assert files.differences(old, new) == expected
-    assert files.differences(old, old) == []
-    forbidden = files.forbidden_differences(old, new)
+    assert changes.differences(old, new) == expected
+    assert changes.differences(old, old) == []
+    forbidden = changes.forbidden_differences(old, new)
     assert set(forbidden) <= set(expected)
-    assert bool(forbidden) == (files.fingerprint(old) != files.fingerprint(new))
+    assert bool(forbidden) == (changes.fingerprint(old) != changes.fingerprint(new))
 
 
 def write(tmp_path: Path, text: str, name: str = "run.toml") -> Path:
@@ -80,7 +80,7 @@ def test_without_a_file_or_a_recipe_it_is_small() -> None:
 )
 def test_options_may_be_spelled_with_dash_underscore_and_equals(words: list[str]) -> None:
     run = files.load(None, words, recipe="small")
-    assert files.differences(RunConfig(), run) == ["batch.micro_batch_size: 32 -> 8"]
+    assert changes.differences(RunConfig(), run) == ["batch.micro_batch_size: 32 -> 8"]
 
 
 def test_options_of_every_type_are_read() -> None:
@@ -97,7 +97,7 @@ def test_options_of_every_type_are_read() -> None:
         "--schedule.stop_step=50",
         "--engine.deterministic",
     ]
-    assert files.differences(RunConfig(), files.load(None, words)) == [
+    assert changes.differences(RunConfig(), files.load(None, words)) == [
         "model.vocab_size: None -> 8192",
         "data.corpus: None -> 'a folder/corpus'",
         "optim.learning_rate: 0.0005 -> 0.0001",
@@ -116,11 +116,11 @@ def test_options_that_need_each_other_are_applied_together() -> None:
 
 
 def test_flags_are_known_from_options_with_a_value() -> None:
-    assert files.is_flag("--metrics.tensorboard")
-    assert files.is_flag("--metrics.no-tensorboard")
-    assert files.is_flag("--engine.deterministic")
-    assert not files.is_flag("--batch.micro-batch-size")
-    assert not files.is_flag("--data.corpus")
+    assert overrides.is_flag("--metrics.tensorboard")
+    assert overrides.is_flag("--metrics.no-tensorboard")
+    assert overrides.is_flag("--engine.deterministic")
+    assert not overrides.is_flag("--batch.micro-batch-size")
+    assert not overrides.is_flag("--data.corpus")
 
 
 BAD_TOML = [

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 
 # Another possible value for every knob of the small recipe; a new knob needs one too.
@@ -127,7 +127,7 @@ MAY_CHANGE = {
 
 
 def test_every_knob_has_another_value_here() -> None:
-    assert OTHER.keys() == files.flatten(RunConfig()).keys()
+    assert OTHER.keys() == changes.flatten(RunConfig()).keys()
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -137,15 +137,15 @@ def test_a_resume_may_change_what_decides_no_number(name: str) -> None:
     old = files.from_dict({section: beside} if section else {})
     values = {field: OTHER[name]}
     changed = files.from_dict({section: {**beside, **values}} if section else values)
-    assert files.differences(old, changed) == [
-        f"{name}: {files.flatten(old)[name]!r} -> {OTHER[name]!r}"
+    assert changes.differences(old, changed) == [
+        f"{name}: {changes.flatten(old)[name]!r} -> {OTHER[name]!r}"
     ]
     may_change = name in MAY_CHANGE
-    assert (files.forbidden_differences(old, changed) == []) == may_change
-    assert (files.fingerprint(changed) == files.fingerprint(old)) == may_change
+    assert (changes.forbidden_differences(old, changed) == []) == may_change
+    assert (changes.fingerprint(changed) == changes.fingerprint(old)) == may_change
 
 
 def test_every_resumable_name_is_a_knob_or_a_section() -> None:
-    flat = files.flatten(RunConfig())
-    for name in files.RESUMABLE_FIELDS:
+    flat = changes.flatten(RunConfig())
+    for name in changes.RESUMABLE_FIELDS:
         assert name in flat or any(knob.startswith(f"{name}.") for knob in flat)

@@ -4,8 +4,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from electra_dist.config import schema
+from electra_dist.config.changes import flatten
 from electra_dist.config.docs import field_docs, knobs
-from electra_dist.config.files import flatten, from_dict
+from electra_dist.config.files import from_dict
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
 

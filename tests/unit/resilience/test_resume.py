@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import EngineConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.resilience.resume import check_state, resumed_config
@@ -52,7 +52,7 @@ def test_what_decides_no_number_may_change(tmp_path: Path) -> None:
     words += ["--data.corpus=moved/corpus", "--metrics.log-every=1", "--engine.precision=bf16"]
     changed = files.load(run / "config.json", words)
     assert resumed_config(changed, run) == changed
-    assert files.fingerprint(changed) == files.fingerprint(CONFIG)
+    assert changes.fingerprint(changed) == changes.fingerprint(CONFIG)
 
 
 def test_what_decides_numbers_is_refused_and_each_difference_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import xxhash
 
 from check_login_imports import FORBIDDEN
 from electra_dist.checkpoint.layout import Manifest, manifest_text
-from electra_dist.config import files
+from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
 from electra_dist.data.order import Skips, skipping
@@ -71,7 +71,7 @@ class MadeUpRun:
         folder.mkdir(parents=True)
         state = json.dumps(
             self.state.to_json(
-                config_fingerprint=files.fingerprint(self.config),
+                config_fingerprint=changes.fingerprint(self.config),
                 corpus_fingerprint=self.corpora.fingerprint,
             )
         ).encode()
