@@ -65,9 +65,7 @@ def _job(
     from electra_dist.resilience.resume import resumed_config
 
     run = args.out.absolute()
-    settled = run / "config.json"  # which pretrain reads too if it is told nothing else
-    is_told = args.config is not None or args.recipe is not None
-    path = args.config if is_told or not settled.is_file() else settled
+    path = files.config_of(run, args.config, args.recipe)
     config = files.load(path, overrides, recipe=args.recipe)
     hosts = read_hostfile(args.hostfile)
     num_ranks = sum(host.slots for host in hosts)

@@ -21,10 +21,8 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> int:
     # Before torch is loaded: its store would warn on the console of each 500 ms of waiting.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ranks.check_launch(args)
-    path = args.config
-    if path is None and args.recipe is None and (args.out / "config.json").is_file():
-        path = args.out / "config.json"  # a resume needs no other words than --out
-    elif path is None and args.recipe is None:
+    path = files.config_of(args.out, args.config, args.recipe)
+    if path is None and args.recipe is None:
         path = _config_of_source(args)
     config = files.load(path, overrides, recipe=args.recipe)
     beginning_words = _beginning_words(args)

@@ -80,7 +80,9 @@ def job_and_cluster(
     from electra_dist.launch.slurm import Job
     from electra_dist.resilience.resume import resumed_config
 
-    config = files.load(args.config, overrides, recipe=args.recipe)
+    run = args.out.absolute()
+    path = files.config_of(run, args.config, args.recipe)
+    config = files.load(path, overrides, recipe=args.recipe)
     num_jobs = getattr(args, "chain", 1)
     for name, value in (("--nodes", args.nodes), ("--chain", num_jobs)):
         if value < 1:
@@ -97,7 +99,6 @@ def job_and_cluster(
         )
     given = [str(args.config.absolute())] if args.config else []
     given += ["--recipe", args.recipe] if args.recipe else []
-    run = args.out.absolute()
     resumed_config(config, run)  # refused here and now if it can't go on with RUN
     job = Job(
         run=run,

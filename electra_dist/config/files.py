@@ -53,6 +53,15 @@ def load(
     return apply_overrides(config, overrides) if overrides else config
 
 
+def config_of(run: Path, path: Path | None, recipe: str | None) -> Path | None:
+    """The file to read for RUN: the one given, or, told nothing else, its own config.json.
+
+    So a resume needs no other words than RUN. None: there is none yet.
+    """
+    settled = run / "config.json"
+    return settled if path is None and recipe is None and settled.is_file() else path
+
+
 def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
     checked = strict_values(RunConfig, values, where)

@@ -12,7 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from electra_dist.cli import main
+from electra_dist.config import files
 from electra_dist.config.cluster import ClusterConfig, find_cluster, read_cluster
+from electra_dist.config.recipes import RECIPES
 from electra_dist.errors import UserError
 from electra_dist.launch.jobs import jobs_of
 from electra_dist.launch.slurm import BODY, Job, batch_script, sbatch_words
@@ -234,6 +236,17 @@ def test_dry_run_shows_the_script_and_writes_nothing(
     assert "#SBATCH --nodes=2" in text
     assert "set -- --recipe tiny --optim.learning_rate 2e-4" in text
     assert not run.exists()
+
+
+def test_a_run_that_is_there_needs_no_other_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(files.to_json(RECIPES["base"]()))
+    words = ["submit", "slurm", "--out", str(run), "--cluster", str(SITES["cpu_site"])]
+    assert main([*words, "--dry-run"]) == 0
+    assert str(run) in capsys.readouterr().out
 
 
 def test_a_chain_is_not_requeued_and_ends_with_the_run(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -29,9 +30,15 @@ def trained(model: JointElectra, batch: Batch, seed: int = 0) -> tuple[Losses, l
     return losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.parametrize("backbone", ["bert", "modern"])
 def test_losses_and_logits_are_those_of_the_cpu(
-    calm: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
+    backbone: Literal["bert", "modern"],
+    calm: RunConfig,
+    make_batch: MakeBatch,
+    scrambled: Scrambled,
 ) -> None:
+    changed = replace(calm.model, backbone=backbone, local_attention_window=6)
+    calm = replace(calm, model=changed)
     model, batch = scrambled(calm), make_batch(calm, [24, 9])
     assert batch.attention_mask_BL is not None
     batch = batch._replace(places_T=batch.attention_mask_BL.flatten().nonzero().squeeze(1))
