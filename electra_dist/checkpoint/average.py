@@ -34,6 +34,8 @@ def sources_of(paths: Sequence[Path], last: int | None) -> list[CheckpointInfo]:
     Raises:
         UserError: fewer than two, or fewer than `last`.
     """
+    if last is not None and last < 2:
+        raise UserError(f"--last {last} must be at least 2, or there is nothing to average")
     if len(paths) == 1 and (found := list_checkpoints(paths[0])):
         if last is not None and last > len(found):
             raise UserError(

@@ -77,6 +77,12 @@ def supervised(
             return 1
         out += ["--launcher", "node", "--nproc", str(args.nproc)] if args.nproc else []
     else:
+        if args.nproc > config.batch.num_micro_batches:  # before so many processes load torch
+            raise UserError(
+                f"--nproc {args.nproc}: a step has {config.batch.num_micro_batches} "
+                "micro-batches, one a rank at least; take fewer ranks, or a smaller "
+                "batch.micro_batch_size in a new run"
+            )
         launcher = LocalLauncher(args.nproc, environ, args.out)
     rank = [*_program(), "pretrain"]
     given = [str(path)] if path else []

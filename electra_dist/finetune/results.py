@@ -109,7 +109,9 @@ def print_result(result: FinetuneResult, console: Console | None = None) -> None
         )
         for name in result.metrics:
             values = (mean[name], deviation[name], best[name], baseline[name])
-            table.add_row(split, name, *(f"{value:.4f}" for value in values))
+            cells = [f"{value:.4f}" for value in values]
+            cells[1] = cells[1] if len(result.seeds) > 1 else "-"  # one seed says nothing of it
+            table.add_row(split, name, *cells)
     out = console or Console()
     out.print(table)
     out.print(f"model and results.json: {result.model_folder}", soft_wrap=True)

@@ -47,6 +47,9 @@ STATED_TFLOPS = {
 gave in a product of matrices."""
 STATE_BYTES = 700
 """Of state.json, which grows by some 40 bytes for each step of the window of recent losses."""
+HASH = "0" * 16
+"""As long as the hash of a block."""
+
 Answer = TypeVar("Answer")
 
 
@@ -160,16 +163,17 @@ def checkpoint_files(config: RunConfig, world_size: int) -> dict[str, int]:
         parity=parity,
     )
     files = {record.file: record.bytes for record in [*records, *([parity] if parity else [])]}
+    num_more_hashes = sum(max(0, -(-size // BLOCK_BYTES) - 1) for size in files.values())
     return {
         **files,
-        "manifest.json": len(manifest_text(manifest)),
+        "manifest.json": len(manifest_text(manifest)) + num_more_hashes * len(f'"{HASH}", '),
         "state.json": STATE_BYTES,
     }
 
 
 def _record(file: str, size: int, ranges: dict[str, list[int]] | None) -> ShardRecord:
-    hashes = ["0" * 16] * -(-size // BLOCK_BYTES)
-    return ShardRecord(file=file, bytes=size, block_hashes=hashes, ranges=ranges)
+    # One hash stands for all: their number has no bound, and each adds as many bytes as the last.
+    return ShardRecord(file=file, bytes=size, block_hashes=[HASH], ranges=ranges)
 
 
 def _check(config: RunConfig, cluster: Cluster) -> None:

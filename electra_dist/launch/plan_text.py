@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 def render(plan: dict[str, Any]) -> str:
@@ -109,9 +109,9 @@ def _times(plan: dict[str, Any]) -> list[str]:
 def size_words(num_bytes: float) -> str:
     """`1.43 GB`."""
     power = 0
-    while num_bytes >= 1000 and power < len(_UNITS) - 1:
+    while num_bytes >= 999.5 and power < len(_UNITS) - 1:  # 999.5 and more would be 1e+03
         num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.3g} {_UNITS[power]}" if num_bytes < 999.5 else f"1e3 {_UNITS[power]}"
+    return f"{num_bytes:.3g} {_UNITS[power]}"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:

@@ -65,7 +65,10 @@ def evaluate(run: Run) -> dict[str, float] | None:
                 judged_parts["own"].append(_judge(batch, own))
                 judged_parts["unigram"].append(_judge(batch, unigram))
     answers = np.concatenate(gather(run.control, _joined(generator_parts, (0, 5))))
-    panel = generator_metrics(answers, run.unigram_log_probs) if len(answers) else {}
+    panel = {}
+    if len(answers):
+        has_samples = run.config.objective.name != "mlm"
+        panel = generator_metrics(answers, run.unigram_log_probs, has_samples=has_samples)
     for corruption, parts in judged_parts.items():
         flat = gather(run.control, _joined([np.stack(p, axis=1) for p in parts], (0, 3)))
         columns = np.concatenate(flat)
@@ -75,20 +78,27 @@ def evaluate(run: Run) -> dict[str, float] | None:
     return panel
 
 
-def generator_metrics(answers: FloatArray, unigram_log_probs: FloatArray) -> dict[str, float]:
+def generator_metrics(
+    answers: FloatArray, unigram_log_probs: FloatArray, *, has_samples: bool
+) -> dict[str, float]:
     """Loss and accuracies at the masked slots, beside what a unigram model would get there.
 
     Args:
         answers: a row a masked slot: loss, argmax right, sample right, original id, sampled id.
         unigram_log_probs: log-probability of every id in the train split.
+        has_samples: False for a masked language model, which samples nothing: the columns of
+            samples hold the originals there, and no metric of them is given.
     """
     originals = answers[:, 3].astype(np.int64)
     commonest = int(unigram_log_probs.argmax())
+    of_samples = {
+        "generator_sampled_accuracy": float(answers[:, 2].mean()),
+        "replaced_share": float((answers[:, 3] != answers[:, 4]).mean()),
+    }
     return {
         "generator_loss": float(answers[:, 0].mean()),
         "generator_accuracy": float(answers[:, 1].mean()),
-        "generator_sampled_accuracy": float(answers[:, 2].mean()),
-        "replaced_share": float((answers[:, 3] != answers[:, 4]).mean()),
+        **(of_samples if has_samples else {}),
         "baseline_unigram_loss": float(-unigram_log_probs[originals].mean()),
         "baseline_commonest_token_share": float((originals == commonest).mean()),
     }

@@ -19,6 +19,12 @@ from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
 
+NOT_MEASURED = {
+    "mlm": ("discriminator_loss", "replaced_share"),
+    "uniform_generator": ("generator_loss",),
+}
+"""By objective: what has no value because that tower is not there. A 0 would look like one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
@@ -90,7 +96,8 @@ class StepResult:
 
     def metrics(self, run: Run, rate: float) -> dict[str, float]:
         """The reproducible part of a line of metrics.jsonl."""
-        return {
+        absent = NOT_MEASURED.get(run.config.objective.name, ())
+        values = {
             "samples": run.state.position,
             "tokens": self.tokens,
             "loss": self.loss,
@@ -102,6 +109,7 @@ class StepResult:
             **{f"grad_norm_{tower}": norm for tower, norm in self.tower_norms.items()},
             **({"loss_scale": self.loss_scale.scale} if self.loss_scale else {}),
         }
+        return {name: value for name, value in values.items() if name not in absent}
 
 
 def step(run: Run, micro_batches: Sequence[MicroBatch], rate: float) -> StepResult:

@@ -211,6 +211,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["trace", "--recipe", "tiny", "--steps", "0:4"], "data.corpus is not set"),
         (["corpus", "audit", "nowhere"], "nowhere is not a run folder"),
         (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "0"], "--nproc 0"),
+        (["pretrain", "--recipe", "tiny", "--out", "x", "--nproc", "5"], "has 4 micro-batches"),
         (["checkpoint", "export", "onnx", "C", "--out", "x"], "'onnx'"),
         (["finetune", "--model", "m", "--train", "t"], "--dev"),
     ],

@@ -103,6 +103,8 @@ def test_a_damaged_or_impossible_average_is_one_sentence_and_leaves_nothing(full
     first, *_ = found = sources_of([full], None)
     for words, call in {
         "--last 5: .* holds 4 complete": lambda: sources_of([full], 5),
+        "--last 0 must be at least 2": lambda: sources_of([full], 0),
+        "--last -1 must be at least 2": lambda: sources_of([full], -1),
         "--last 2 goes with one run": lambda: sources_of([first.folder, full], 2),
         "one checkpoint .* has no average": lambda: sources_of([first.folder], None),
         "--ema 1 must lie between": lambda: average(found, beside, 1.0),

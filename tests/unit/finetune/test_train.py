@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def test_it_learns_and_writes_what_it_found(
     screen = io.StringIO()
     print_result(result, Console(file=screen, width=120))
     assert f"{result.mean('dev')['accuracy']:.4f}" in screen.getvalue()
+    assert f"{result.standard_deviation('dev')['accuracy']:.4f}" in screen.getvalue()
+    one = replace(result, seeds=result.seeds[:1])
+    print_result(one, Console(file=screen, width=120))
+    dev = [line for line in screen.getvalue().splitlines() if "accuracy" in line][-2]
+    assert dev.split("│")[4].strip() == "-"  # one seed says nothing of the spread
 
 
 def test_the_model_of_the_best_seed_is_kept(

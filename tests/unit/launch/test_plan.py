@@ -7,15 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from electra_dist.checkpoint.layout import KINDS, shard_name
+from electra_dist.checkpoint.layout import (
+    BLOCK_BYTES,
+    KINDS,
+    Manifest,
+    ShardRecord,
+    manifest_text,
+    shard_name,
+)
 from electra_dist.checkpoint.shard import Piece, write_shard
 from electra_dist.cli import main
 from electra_dist.config.accounting import parameter_shapes
 from electra_dist.config.recipes import RECIPES
-from electra_dist.config.schema import EngineConfig, RunConfig
+from electra_dist.config.schema import CheckpointConfig, EngineConfig, RunConfig
 from electra_dist.config.traffic import sharded_ranges
 from electra_dist.errors import UserError
+from electra_dist.launch import plan
 from electra_dist.launch.plan import Assumptions, Cluster, checkpoint_files, make_plan
+from electra_dist.launch.plan_text import size_words
 
 ASSUMED = Assumptions(tflops=100.0, mfu=0.5)
 
@@ -133,6 +142,45 @@ def test_sizes_of_shards_are_those_of_files(stage: int, tmp_path: Path) -> None:
         path = tmp_path / shard_name(rank)
         write_shard(path, pieces)
         assert path.stat().st_size == predicted[path.name]
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "small"])  # 7 and 170 blocks of 1 MiB
+def test_a_manifest_has_a_hash_for_each_block(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(RECIPES[recipe](), checkpoint=CheckpointConfig(parity=True))
+    predicted = checkpoint_files(config, world_size=3)
+    written: list[Manifest] = []
+    monkeypatch.setattr(plan, "manifest_text", lambda manifest: written.append(manifest) or "")
+    checkpoint_files(config, world_size=3)
+
+    def hashed(record: ShardRecord) -> ShardRecord:
+        return replace(record, block_hashes=["f" * 16] * -(-record.bytes // BLOCK_BYTES))
+
+    parity = written[0].parity
+    assert parity is not None
+    shards = [hashed(record) for record in written[0].shards]
+    whole = replace(written[0], shards=shards, parity=hashed(parity))
+    assert len(manifest_text(whole)) == predicted["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999_499, "999 kB"),
+        (999_500, "1 MB"),
+        (1.43e9, "1.43 GB"),
+        (4.2e18, "4.2 EB"),
+        (7.1e30, "7.1e+12 EB"),
+    ],
+)
+def test_bytes_in_words(num_bytes: float, words: str) -> None:
+    assert size_words(num_bytes) == words
+
+
+def test_an_absurd_size_is_planned_and_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--recipe", "base", "--model.hidden_size", "64000000000"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_parity_file_is_as_large_as_the_largest_shard() -> None:

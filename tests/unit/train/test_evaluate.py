@@ -107,7 +107,7 @@ def test_generator_metrics_equal_the_definitions() -> None:
             [2.0, 0, 1, 4, 4],
         ]
     )
-    found = generator_metrics(answers, log_probs)
+    found = generator_metrics(answers, log_probs, has_samples=True)
     # Add-one smoothing: 10, 5, 2 and 3 of 21 for the ids 1 to 4.
     unigram = -(2 * math.log(10 / 21) + math.log(2 / 21) + math.log(3 / 21)) / 4
     assert found == pytest.approx(
@@ -120,6 +120,10 @@ def test_generator_metrics_equal_the_definitions() -> None:
             "baseline_commonest_token_share": 0.5,
         }
     )
+    # A masked language model samples nothing: "every sample is right" would be no finding.
+    without = generator_metrics(answers, log_probs, has_samples=False)
+    assert found.keys() - without.keys() == {"generator_sampled_accuracy", "replaced_share"}
+    assert without.items() <= found.items()
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=50))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from electra_dist.checkpoint.store import WriterSigns
+from electra_dist.config import files
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import ScheduleConfig
 from electra_dist.engine.protocol import LocalResult
@@ -86,6 +87,23 @@ def test_a_step_reports_means_over_its_micro_batches() -> None:
     signs = result.signs(7, True)
     assert (signs.step, signs.loss, signs.grad_norm) == (7, 10.0, 1.5)
     assert (signs.writer_busy, signs.save_overdue) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("objective", "absent"),
+    [
+        ("electra", set()),
+        ("electric", set()),
+        ("mlm", {"discriminator_loss", "replaced_share"}),
+        ("uniform_generator", {"generator_loss"}),
+    ],
+)
+def test_a_tower_that_is_not_there_has_no_metrics(objective: str, absent: set[str]) -> None:
+    config = files.load(None, ["--objective.name", objective], recipe="tiny")
+    run = a_run(config=config)
+    names = agree(run, local()).metrics(run, 1e-3).keys()
+    figures = {"loss", "generator_loss", "discriminator_loss", "replaced_share"}
+    assert figures - names == absent
 
 
 def test_the_sums_of_all_ranks_are_those_of_one_message() -> None:
