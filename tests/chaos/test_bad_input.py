@@ -178,7 +178,7 @@ def test_a_wrong_config(toml: str, says: str, tmp_path: Path, refused: Refused) 
         (["--batch.micro_batch_siz", "4"], "did you mean --batch.micro_batch_size?"),
         (["--micro_batch_size", "4"], "unrecognized arguments: --micro_batch_size"),
         (["--engine.zero_stage", "4"], "one of 0, 1, 2, 3"),
-        (["--engine.precision", "bf16"], "engine.precision = 'bf16'"),
+        (["--engine.precision", "int8"], "one of fp32, bf16, fp16"),
         (
             ["--engine.kind=deepspeed", "--engine.zero_stage=0", "--engine.precision=bf16"],
             "wrong at engine.zero_stage = 0",
