@@ -134,6 +134,7 @@ def _run(
     # Not the families of names: OMPI_MCA_* and SLURM_* are for mpirun and srun.
     stale = {name for name in LAUNCHER_VARIABLES if not name.startswith("SLURM_")}
     environ = {name: value for name, value in os.environ.items() if name not in stale}
+    environ |= {name: x for name, x in job.variables.items() if not name.endswith("PATH")}
     if job.master_addr:  # srun hands on what is here; the others have it in their words
         environ |= {"MASTER_ADDR": job.master_addr, "MASTER_PORT": str(job.master_port)}
     # deepspeed and mpirun of this environment, and what they start by name.

@@ -102,7 +102,9 @@ def mpirun_command(job: HostsJob, mpirun_args: str = "") -> list[str]:
     flags += ["--host", ",".join(f"{host.name}:{host.slots}" for host in job.hosts)]
     flags += _rank_0(job)
     for name, value in job.variables.items():
-        flags += ["-x", f"{name}={value}"]
+        # By name alone mpirun takes the value from its own environment, where no list of processes
+        # shows it. What it needs to find programs here stays its own.
+        flags += ["-x", f"{name}={value}" if name.endswith("PATH") else name]
     return ["mpirun", *flags, job.python, "-m", "electra_dist", *job.words]
 
 

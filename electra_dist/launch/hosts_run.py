@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from electra_dist.launch.local import (
@@ -79,7 +80,8 @@ class StopThroughFile:
                 self._end()
         # Again and again: an attempt that starts removes the file of the one before.
         if self._asked_at is not None and self.attempt is not None:
-            (self._run / "STOP").touch()
+            with suppress(OSError):  # a full disk: the next time, then
+                (self._run / "STOP").touch()
         return False
 
     def _end(self) -> None:

@@ -21,7 +21,8 @@ STATUS_SECONDS = 5.0
 """A status without Slurm's words is better than one that waits for them."""
 
 JOB_ID = re.compile(r"\d+(_\d+)?")
-SQUEUE_FORMAT = "%i|%T|%r|%S|%e|%N"
+SQUEUE_FORMAT = "%i|%T|%S|%e|%N|%r"
+"""The reason last: of all these it alone is free text, and may hold a bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ def job_statuses(run: Path, ask: Ask = ask_quickly) -> list[JobStatus]:
     answer = ask(["squeue", "-h", "-t", "all", "-j", ",".join(ids), "-o", SQUEUE_FORMAT])
     statuses = []
     for line in answer.printed.splitlines():
-        job, state, *rest = [word.strip() for word in line.split("|")]
-        reason, starts, ends, nodes = (
+        job, state, *rest = [word.strip() for word in line.split("|", 5)]
+        starts, ends, nodes, reason = (
             None if word in ("", "None", "N/A", "NONE", "(null)") else word for word in rest
         )
         statuses.append(

@@ -69,6 +69,11 @@ def slurm_parameters(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
             raise UserError(
                 f"cluster.sbatch = {word!r} can't be handed to submitit; write it as --name=value"
             )
+        if name in OWN:
+            raise UserError(
+                f"cluster.sbatch = {word!r} is what submitit decides itself; remove it, or take "
+                "submit slurm"
+            )
         named[name] = value if equals else True
     for one in named.values():
         quoted(str(one))  # refuses what no #SBATCH line can hold

@@ -146,6 +146,8 @@ def read(
     """
     tower = "generator" if "decoder.bias" in weights else "discriminator"
     decoder = weights.get("decoder.weight")
+    if _TABLE not in weights:
+        raise UserError(f"{folder}: the weights lack {_TABLE}; is it a whole ModernBERT model?")
     if decoder is not None and not decoder.equal(weights[_TABLE]):
         raise UserError(
             f"{folder}: its decoder is not its word table, which ours always is; begin from the "

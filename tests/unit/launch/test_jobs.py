@@ -35,15 +35,15 @@ def test_what_slurm_says_of_them(tmp_path: Path) -> None:
     def squeue(words: Sequence[str]) -> Answer:
         asked.append(words)
         lines = [
-            "9|RUNNING|None|2026-03-01T12:00:00|2026-03-02T12:00:00|n[1-2]",
-            "10|PENDING|Dependency|N/A|N/A|",
+            "9|RUNNING|2026-03-01T12:00:00|2026-03-02T12:00:00|n[1-2]|None",
+            "10|PENDING|N/A|N/A||held by ops | ask",
         ]
         return Answer(code=0, words="\n".join(lines))
 
     running, waiting = job_statuses(tmp_path, squeue)
     assert "9,10" in asked[0]
     assert in_words(running) == "running on n[1-2] until 2026-03-02T12:00:00"
-    assert in_words(waiting) == "pending (Dependency)"
+    assert in_words(waiting) == "pending (held by ops | ask)"
     assert (waiting.starts, waiting.nodes) == (None, None)
 
 

@@ -65,6 +65,8 @@ def test_what_is_no_time_limit(text: str) -> None:
 def test_what_submitit_can_not_be_told() -> None:
     with pytest.raises(UserError, match=r"-C a.*write it as --name=value"):
         submission_text(JOB, ClusterConfig(sbatch=("-C a",)))
+    with pytest.raises(UserError, match=r"--time=5.*submitit decides itself"):
+        submission_text(JOB, ClusterConfig(sbatch=("--time=5",)))
     job = Job(run=Path("/runs/50%"), words=(), num_nodes=1, python="p")
     with pytest.raises(UserError, match=r"can't have a %"):
         submission_text(job, ClusterConfig())
