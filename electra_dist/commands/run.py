@@ -65,7 +65,12 @@ def _config_of_source(args: argparse.Namespace) -> Path | None:
     from electra_dist.checkpoint.layout import resolve, run_folder_of
 
     source = args.resume_from or args.init_from
-    if source is None or not (source.exists() and (args.resume_from or _is_ours(source))):
+    if source is None:
+        return None
+    if not source.exists():
+        word = "--resume-from" if args.resume_from else "--init-from"
+        raise UserError(f"{word} {source} does not exist; give a run, a checkpoint or a model")
+    if not (args.resume_from or _is_ours(source)):
         return None
     run = run_folder_of(resolve(source).folder)
     return run / "config.json" if run else None

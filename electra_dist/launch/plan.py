@@ -197,10 +197,8 @@ def _by_stage(config: RunConfig, answer: Callable[[RunConfig], Answer]) -> dict[
         if stage > 0 or config.engine.precision == "fp32":
             engine = replace(config.engine, kind="deepspeed", zero_stage=stage)
             found[f"zero{stage}"] = answer(replace(config, engine=engine))
-    if config.engine.precision == "fp32":
-        engine = replace(config.engine, kind="reference")
-        found["reference"] = answer(replace(config, engine=engine))
-    return found
+    engine = replace(config.engine, kind="reference")
+    return found | {"reference": answer(replace(config, engine=engine))}
 
 
 def _total(memory: Memory, device: Device) -> int:

@@ -219,3 +219,11 @@ def test_words_that_do_not_go_together(
     assert error.count("\n") == 1
     assert sentence in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("word", ["--init-from", "--resume-from"])
+def test_a_source_that_is_not_there_is_named_first(
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--out", str(tmp_path / "run"), word, str(tmp_path / "gone")]) == 2
+    assert f"{word} {tmp_path}/gone does not exist" in capsys.readouterr().err
