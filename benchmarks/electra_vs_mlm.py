@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--task", nargs=3, action="append", metavar="WORD", required=True)
     parser.add_argument("--num-steps", type=int, default=12_000, help="of ELECTRA")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=5, help="of every fine-tuning")
+    parser.add_argument("--epochs", type=int, default=3, help="of every fine-tuning")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     args, words = parser.parse_known_args()
