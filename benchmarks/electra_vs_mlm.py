@@ -71,11 +71,17 @@ def pretrain(args: argparse.Namespace, objective: str, num_steps: int, words: li
     subprocess.run([*command, *given, *words], check=True)
 
 
+def is_finished(out: Path) -> bool:
+    """Whether results.json says so: it is there from the start."""
+    path = out / "results.json"
+    return path.exists() and bool(json.loads(path.read_text())["finished"])
+
+
 def finetune(args: argparse.Namespace, encoder: str, task: list[str]) -> dict[str, Any]:
     """results.json of one encoder on one task, made unless it is there."""
     name, train, dev = task
     out: Path = args.out / "finetune" / f"{encoder}_{name}"
-    if not (out / "results.json").exists():
+    if not is_finished(out):
         is_untrained = encoder == "untrained"
         model = args.out / ("electra" if is_untrained else encoder)
         command = [*PRODUCT, "finetune", "--model", str(model), "--out", str(out)]
