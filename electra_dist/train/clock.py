@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from electra_dist.resilience.deadline import (
     Ahead,
@@ -20,7 +21,9 @@ from electra_dist.resilience.deadline import (
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.runtime.files import read_json_lines
 from electra_dist.runtime.times import TimeBook
-from electra_dist.train.join import Joined
+
+if TYPE_CHECKING:
+    from electra_dist.train.join import Joined
 
 NUM_MEASURED = 1000
 """Newest steps, saves and evaluations that the pace is taken from."""
