@@ -228,7 +228,7 @@ def test_a_run_without_a_corpus(tmp_path: Path, refused: Refused) -> None:
 def test_more_ranks_than_micro_batches(place: Place, tmp_path: Path) -> None:
     done = electra_dist("pretrain", place.config, "--out", tmp_path / "run", "--nproc", "3")
     assert done.returncode == 2
-    assert "3 ranks cannot share 2 micro-batches" in the_sentence(done.stderr)
+    assert "--nproc 3: a step has 2 micro-batches" in the_sentence(done.stderr)
     assert not (tmp_path / "run").exists()
 
 
