@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from electra_dist.errors import UserError
 from electra_dist.runtime.attempt import Attempt
+from electra_dist.runtime.board import Board
 from electra_dist.runtime.files import append_line, parse_line, write_bytes_atomic
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class MetricsWriter:
         self._num_steps = num_steps
         self._last_step = 0
         self._unwritten: list[str] = []
-        self._board: Any = None
+        self._board: Board | None = None
         self._purge_step: int | None = None
 
     def is_logged(self, step: int) -> bool:
@@ -114,8 +114,8 @@ class MetricsWriter:
             log.error("metrics of step %d are not written yet: %s", step, error)
         try:
             self._write_board(step, values, timing, evaluation or {})
-        except OSError as error:  # its writer thread hands a full disk on to the next call
-            self._board = None
+        except OSError as error:
+            self._board = None  # its file may end in half a record, which hides what follows
             log.error("TensorBoard's points of step %d are lost: %s", step, error)
         log.info("%s", console_line(step, self._num_steps, values, timing))
         if evaluation is not None:
@@ -131,7 +131,7 @@ class MetricsWriter:
             Superseded: a later attempt owns the run folder.
         """
         self._attempt.check_current()
-        self.close()
+        self._board = None
         self._unwritten = [text for text in self._unwritten if json.loads(text)["step"] <= step]
         self._last_step = step
         self._purge_step = step + 1
@@ -143,12 +143,6 @@ class MetricsWriter:
         if new != old:
             write_bytes_atomic(self.path, new)
 
-    def close(self) -> None:
-        """Write out TensorBoard's buffer; another `record` opens it again."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
     def _write_board(
         self,
         step: int,
@@ -159,25 +153,14 @@ class MetricsWriter:
         if self._tensorboard_folder is None:
             return
         if self._board is None:
-            self._board = _open_board(self._tensorboard_folder, self._purge_step)
-        for group, numbers in (("train", values), ("eval", evaluation), ("timing", timing)):
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
-        # Now, and not by its thread within two minutes: a later attempt may own the run by then.
-        self._board.flush()
-
-
-def _open_board(folder: Path, purge_step: int | None) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "metrics.tensorboard is true but the package tensorboard is not installed: "
-            "install it or set metrics.tensorboard = false."
-        ) from error
-    board = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
-    board.add_custom_scalars({"tug of war": TUG_OF_WAR})
-    return board
+            self._board = Board(
+                self._tensorboard_folder, {"tug of war": TUG_OF_WAR}, purge_step=self._purge_step
+            )
+        groups = {"train": values, "eval": evaluation, "timing": timing}
+        points = self._board.points(step, groups)
+        # Asked again: the line before it may have waited for the disk, or the process been stopped.
+        self._attempt.check_current()
+        self._board.append(points)
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | str]:

@@ -179,8 +179,6 @@ class Run:
         """End the threads and close the files."""
         self.store.close()
         self.stream.close()
-        if self.metrics is not None:
-            self.metrics.close()
         self.engine.close()
 
 

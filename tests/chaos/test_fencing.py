@@ -25,7 +25,7 @@ SECONDS = 200.0
 def start(corpus: Path, run: Path, steps: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "electra_dist", "pretrain", "--nproc", "2", "--out", str(run)]
     command += [*words(corpus, steps=100_000, save_every=8), "--schedule.stop_step", str(steps)]
-    command.remove("--metrics.no-tensorboard")  # its writer has a thread that writes when it likes
+    command.remove("--metrics.no-tensorboard")  # its points must be fenced too
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
 

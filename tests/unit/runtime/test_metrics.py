@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from electra_dist.errors import Superseded
 from electra_dist.runtime.attempt import Attempt
-from electra_dist.runtime.files import read_json_lines
+from electra_dist.runtime.files import append_line, read_json_lines
 from electra_dist.runtime.metrics import MetricsWriter, console_line, duration
 
 VALUES = {"loss": 45.1, "generator_loss": 1 / 3, "lr": 5e-4, "grad_norm": 1.25, "tokens": 4096}
@@ -156,14 +156,34 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
 
     first = writer(tmp_path, tensorboard=True)
     run_steps(first, 1, 60)
-    first.close()
     second = writer(tmp_path, tensorboard=True)
     second.truncate_after(40)
     run_steps(second, 41, 95)
-    second.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == [1, 10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90, 95]
     assert {"eval/auc", "timing/step_seconds"} <= set(events.Tags()["scalars"])
     assert "custom_scalars__config__" in events.Tags()["tensors"]  # the page "tug of war"
+
+
+def test_tensorboard_gets_nothing_of_an_attempt_that_was_superseded_in_mid_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspended rank wakes up between its line and its points."""
+    cut_off = writer(tmp_path, tensorboard=True)
+    run_steps(cut_off, 1, 20)
+    before = files_under(tmp_path / "tensorboard")
+
+    def append_and_sleep(path: Path, text: str) -> None:
+        append_line(path, text)
+        Attempt.claim(tmp_path)
+
+    monkeypatch.setattr("electra_dist.runtime.metrics.append_line", append_and_sleep)
+    with pytest.raises(Superseded):
+        run_steps(cut_off, 21, 30)
+    assert files_under(tmp_path / "tensorboard") == before
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
