@@ -76,8 +76,7 @@ def _job(
             "lower batch.micro_batch_size"
         )
     resumed_config(config, run)  # refused here and now if it can't go on with RUN
-    given = [str(args.config.absolute())] if args.config else []
-    given += ["--recipe", args.recipe] if args.recipe else []
+    given = files.config_words(args.config and args.config.absolute(), args.recipe)
     variables = read_variables(variables_files(os.environ))
     if os.environ.get("PYTHONPATH"):  # as DeepSpeed's launcher hands it on
         variables = {"PYTHONPATH": os.environ["PYTHONPATH"], **variables}

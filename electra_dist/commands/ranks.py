@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from electra_dist.config import variables
+from electra_dist.config.files import config_words
 from electra_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def supervised(
             )
         launcher = LocalLauncher(args.nproc, environ, args.out)
     rank = [*_program(), "pretrain"]
-    given = [str(path)] if path else []
-    given += ["--recipe", args.recipe] if args.recipe else []
+    given = config_words(path, args.recipe)
     return supervise(
         launcher,
         args.out,
@@ -120,8 +120,7 @@ def one_node(
         master_addr=world.master_addr,
         master_port=world.master_port or DEFAULT_PORT,
     )
-    words = [str(path)] if path else []
-    words += ["--recipe", args.recipe] if args.recipe else []
+    words = config_words(path, args.recipe)
     # This program again, and not _program(): a container's words stand in front of this one too.
     command = [sys.executable, "-m", "electra_dist", "pretrain", *words, "--out", str(args.out)]
     environ = without_launcher_variables(os.environ)

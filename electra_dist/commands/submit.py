@@ -97,8 +97,7 @@ def job_and_cluster(
             f"a step has {config.batch.num_micro_batches} micro-batches; take fewer, or lower "
             "batch.micro_batch_size"
         )
-    given = [str(args.config.absolute())] if args.config else []
-    given += ["--recipe", args.recipe] if args.recipe else []
+    given = files.config_words(args.config and args.config.absolute(), args.recipe)
     resumed_config(config, run)  # refused here and now if it can't go on with RUN
     job = Job(
         run=run,

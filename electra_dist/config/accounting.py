@@ -158,7 +158,7 @@ def num_parameters(config: RunConfig) -> dict[str, int]:
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies: not to LayerNorm and biases (`engine.optim.decay_groups`)."""
+    """Whether weight decay applies: not to LayerNorm and biases."""
     return not (name.endswith("bias") or "layer_norm" in name)
 
 

@@ -62,6 +62,11 @@ def config_of(run: Path, path: Path | None, recipe: str | None) -> Path | None:
     return settled if path is None and recipe is None and settled.is_file() else path
 
 
+def config_words(path: Path | None, recipe: str | None) -> list[str]:
+    """What `pretrain` is told to read the same config, on the command line of another process."""
+    return [*([str(path)] if path else []), *(["--recipe", recipe] if recipe else [])]
+
+
 def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Build the config from nested dictionaries, strictly; `where` names the source in errors."""
     checked = strict_values(RunConfig, values, where)

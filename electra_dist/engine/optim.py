@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from electra_dist.config.accounting import is_decayed
 from electra_dist.config.schema import OptimConfig
-from electra_dist.engine.parts import Part, Parts, squared_norm
+from electra_dist.engine.parts import Parts, squared_norm
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -139,10 +140,7 @@ class Lamb(AdamW):
         if not group["adapts"]:
             super()._update(params, group)
             return
-        parts = self.parts or Parts(
-            names=[""] * len(params),
-            of={p: [Part(number, 0, p.numel())] for number, p in enumerate(params)},
-        )
+        parts = self.parts or Parts.uncut((str(n), p) for n, p in enumerate(params))
         updates = [
             (number, p.view(-1)[own], self._make_update(p, own, group))
             for number, p, own in parts.walk(params)
@@ -198,8 +196,7 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
-        is_plain = name.endswith("bias") or "layer_norm" in name
-        (plain if is_plain else decayed).append(parameter)
+        (decayed if is_decayed(name) else plain).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay, "adapts": True},
         {"params": plain, "weight_decay": 0.0, "adapts": False},

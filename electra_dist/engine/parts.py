@@ -40,10 +40,15 @@ class Parts:
     @classmethod
     def whole(cls, module: nn.Module) -> Parts:
         """Every parameter uncut, a tensor of its own."""
-        named = dict(module.named_parameters())
+        return cls.uncut(module.named_parameters())
+
+    @classmethod
+    def uncut(cls, named: Iterable[tuple[str, Tensor]]) -> Parts:
+        """These tensors, each a parameter of that name."""
+        tensors = dict(named)
         return cls(
-            names=list(named),
-            of={p: [Part(number, 0, p.numel())] for number, p in enumerate(named.values())},
+            names=list(tensors),
+            of={p: [Part(number, 0, p.numel())] for number, p in enumerate(tensors.values())},
         )
 
     def walk(self, tensors: Iterable[Tensor]) -> Iterator[tuple[int, Tensor, slice]]:

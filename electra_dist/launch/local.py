@@ -44,6 +44,9 @@ FORWARDED = {
 }
 """Signals of the launcher and what its ranks get for them."""
 
+GRACE_SECONDS, KILL_SECONDS = 10.0, 15.0
+"""What `run_ranks` allows unless told otherwise: for the others to say who is missing, to save."""
+
 POLL_SECONDS = 0.05
 
 _DIE_WITH_PARENT = """
@@ -62,8 +65,8 @@ def run_ranks(
     environ: Mapping[str, str],
     run_folder: Path,
     *,
-    grace_seconds: float = 10.0,
-    kill_seconds: float = 15.0,
+    grace_seconds: float = GRACE_SECONDS,
+    kill_seconds: float = KILL_SECONDS,
     signals: "Signals | None" = None,
 ) -> int:
     """Run `command` as `num_ranks` ranks, forward signals to them, and return when all are gone.
@@ -87,7 +90,9 @@ def run_ranks(
     """
     first_attempt = newest_attempt(run_folder) + 1
     port = free_port()
-    environs = [_rank_environ(environ, rank, num_ranks, port) for rank in range(num_ranks)]
+    environs = [
+        {**environ, **rank_variables(rank, num_ranks, port=port)} for rank in range(num_ranks)
+    ]
     codes = run_processes(
         command, environs, grace_seconds=grace_seconds, kill_seconds=kill_seconds, signals=signals
     )
@@ -168,14 +173,22 @@ def free_port() -> int:
         return port
 
 
-def _rank_environ(environ: Mapping[str, str], rank: int, size: int, port: int) -> dict[str, str]:
+def rank_variables(
+    local_rank: int,
+    local_world_size: int,
+    *,
+    port: int,
+    address: str = "127.0.0.1",
+    node: int = 0,
+    num_nodes: int = 1,
+) -> dict[str, str]:
+    """Torchrun's variables of a rank, where every node has `local_world_size` of them."""
     return {
-        **environ,
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(node * local_world_size + local_rank),
+        "WORLD_SIZE": str(num_nodes * local_world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
+        "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
 

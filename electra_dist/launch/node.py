@@ -8,11 +8,14 @@ Nobody restarts anything here: the supervisor stands outside, in the batch scrip
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from electra_dist.launch.local import STOPPED, USER_MISTAKE, run_processes
-
-GRACE_SECONDS = 10.0
-KILL_SECONDS = 15.0
-"""As `launch.local.run_ranks` has them."""
+from electra_dist.launch.local import (
+    GRACE_SECONDS,
+    KILL_SECONDS,
+    STOPPED,
+    USER_MISTAKE,
+    rank_variables,
+    run_processes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,14 @@ class Node:
         return [
             {
                 **environ,
-                "RANK": str(self.number * self.num_ranks + local_rank),
-                "WORLD_SIZE": str(self.num_nodes * self.num_ranks),
-                "LOCAL_RANK": str(local_rank),
-                "LOCAL_WORLD_SIZE": str(self.num_ranks),
-                "MASTER_ADDR": self.master_addr,
-                "MASTER_PORT": str(self.master_port),
+                **rank_variables(
+                    local_rank,
+                    self.num_ranks,
+                    port=self.master_port,
+                    address=self.master_addr,
+                    node=self.number,
+                    num_nodes=self.num_nodes,
+                ),
             }
             for local_rank in range(self.num_ranks)
         ]

@@ -33,6 +33,7 @@ from electra_dist.launch.local import (
     Signals,
     forwarded_signals,
     free_port,
+    rank_variables,
     run_processes,
 )
 from electra_dist.launch.records import newest_attempt, read_lines
@@ -148,7 +149,7 @@ class _Task:
         program = program or [sys.executable, "-m", "electra_dist"]
         (self._code,) = run_processes(
             [*program, "pretrain", *self._job.words, "--out", self._job.run],
-            [{**os.environ, **rank_variables(self._environment, self._job.port)}],
+            [{**os.environ, **variables_of(self._environment, self._job.port)}],
             grace_seconds=GRACE_SECONDS,
             kill_seconds=KILL_SECONDS,
             signals=self._signals,
@@ -181,7 +182,7 @@ class _Task:
         )
 
 
-def rank_variables(environment: Any, port: int) -> Mapping[str, str]:
+def variables_of(environment: Any, port: int) -> Mapping[str, str]:
     """What a rank needs beyond the variables of its task: nothing under Slurm, whose srun names it.
 
     Args:
@@ -190,15 +191,8 @@ def rank_variables(environment: Any, port: int) -> Mapping[str, str]:
     """
     if environment.cluster == "slurm":
         return {}
-    size = str(environment.num_tasks)
-    return {
-        "RANK": str(environment.global_rank),
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": str(environment.local_rank),
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    # Off Slurm submitit runs all tasks on one machine.
+    return rank_variables(environment.global_rank, environment.num_tasks, port=port)
 
 
 def _ends(run: Path, job_id: str) -> int:

@@ -29,6 +29,7 @@ from electra_dist.model import hub_modern as modern
 from electra_dist.model.electra import Generator, JointElectra
 from electra_dist.model.hub_names import hf_names
 from electra_dist.model.hub_sharing import (
+    check_wanted,
     own_names_of,
     read_sharing,
     sharing_marks,
@@ -231,7 +232,9 @@ def _hf_config(model: JointElectra, tower: str, special_ids: Mapping[str, int]) 
         ],
         "model_type": "electra",
         "vocab_size": model.vocab_size,
-        "embedding_size": weights_alone(model, tower)["embeddings.word.weight"].shape[1],
+        "embedding_size": stored_shapes(model)[
+            own_names_of(model, tower)["embeddings.word.weight"]
+        ][1],
         "hidden_size": config.generator_hidden_size if narrow else config.hidden_size,
         "num_hidden_layers": config.generator_num_layers if narrow else config.num_layers,
         "num_attention_heads": config.generator_num_heads if narrow else config.num_heads,
@@ -269,11 +272,7 @@ def _config_from_hf(hf: Mapping[str, Any], folder: Path) -> RunConfig:
         "intermediate_size": model.ffn_size,
         "hidden_act": "gelu",
     }
-    for name, value in wanted.items():
-        if hf[name] != value:
-            raise UserError(
-                f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only"
-            )
+    check_wanted(hf, wanted, folder)
     data = DataConfig(sequence_length=min(128, model.max_position_embeddings))
     return RunConfig(recipe="imported", model=model, data=data)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from electra_dist.config.schema import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.hub_sharing import weights_alone
+from electra_dist.model.hub_sharing import check_wanted, own_names_of, weights_alone
 
 _TABLE = "model.embeddings.tok_embeddings.weight"
 _LAYER = {
@@ -81,7 +81,7 @@ def config_of(model: JointElectra, tower: str, special_ids: Mapping[str, int]) -
     """
     config, encoder = model.config, getattr(model, tower).encoder
     width = encoder.final_layer_norm.weight.shape[0]
-    is_tied = weights_alone(model, tower).get(f"{tower}.head.project.weight") is None
+    is_tied = f"{tower}.head.project.weight" not in own_names_of(model, tower)
     kinds = ("full_attention", "sliding_attention")
     layers = range(len(encoder.layers))
     values: dict[str, Any] = {
@@ -145,14 +145,6 @@ def read(
         UserError: a shape or an option that this backbone does not have, or a weight is missing.
     """
     tower = "generator" if "decoder.bias" in weights else "discriminator"
-    decoder = weights.get("decoder.weight")
-    if _TABLE not in weights:
-        raise UserError(f"{folder}: the weights lack {_TABLE}; is it a whole ModernBERT model?")
-    if decoder is not None and not decoder.equal(weights[_TABLE]):
-        raise UserError(
-            f"{folder}: its decoder is not its word table, which ours always is; begin from the "
-            "checkpoint that it was exported from"
-        )
     config = RunConfig(
         recipe="imported",
         model=_model_config(folder, hf),
@@ -166,6 +158,12 @@ def read(
             ours[name] = weights[theirs]
         elif not name.startswith(f"{tower}.head."):
             raise UserError(f"{folder}: the weights lack {theirs}; is it a whole ModernBERT model?")
+    decoder = weights.get("decoder.weight")
+    if decoder is not None and not decoder.equal(weights[_TABLE]):
+        raise UserError(
+            f"{folder}: its decoder is not its word table, which ours always is; begin from the "
+            "checkpoint that it was exported from"
+        )
     return config, ours
 
 
@@ -203,9 +201,5 @@ def _model_config(folder: Path, hf: Mapping[str, Any]) -> ModelConfig:
             for number in range(num_layers)
         ],
     }
-    for name, value in wanted.items():
-        if hf[name] != value:
-            raise UserError(
-                f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only"
-            )
+    check_wanted(hf, wanted, folder)
     return model

@@ -60,6 +60,19 @@ def subtract_shared(weights: dict[str, Tensor]) -> None:
             weights[name] = weights[name] - weights[name.replace(_DIFFERENCE, "embeddings")]
 
 
+def check_wanted(hf: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config.json that wants what the encoder does not have.
+
+    Raises:
+        UserError: a value of `hf` is another than the wanted one.
+    """
+    for name, value in wanted.items():
+        if hf[name] != value:
+            raise UserError(
+                f"{folder}: {name} = {hf[name]!r}, but this encoder reads {value!r} only"
+            )
+
+
 def sharing_marks(config: ModelConfig) -> dict[str, Any]:
     """What `read_sharing` must know of an exported module; nothing for ELECTRA's way."""
     values = {name: getattr(config, name) for name in _SHARING}

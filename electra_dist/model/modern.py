@@ -258,9 +258,8 @@ def local_mask(
     place_L = torch.arange(length, device=device)
     near_LL = (place_L[:, None] - place_L[None, :]).abs() <= window // 2
     blocks_BL = attention_mask_BL if block_ids_BL is None else block_ids_BL
-    if blocks_BL is None:
-        return near_LL[None, None]
-    return ((blocks_BL[:, :, None] == blocks_BL[:, None, :]) & near_LL).unsqueeze(1)
+    same_B1LL = attention_mask(None, blocks_BL)
+    return near_LL[None, None] if same_B1LL is None else same_B1LL & near_LL
 
 
 class _Rotate(torch.autograd.Function):

@@ -71,19 +71,20 @@ def replace_tokens(batch: Batch, sampled_ids_BN: Tensor) -> Tensor:
     has it (only sampling with replacement makes one); an unused slot (weight 0) changes nothing.
     """
     used_BN = batch.masked_weights_BN.to(torch.int64)
-    zeros_BL = torch.zeros_like(batch.input_ids_BL)
-    sums_BL = zeros_BL.scatter_add(1, batch.masked_positions_BN, sampled_ids_BN * used_BN)
-    counts_BL = zeros_BL.scatter_add(1, batch.masked_positions_BN, used_BN)
+    sums_BL = _sum_by_position(batch, sampled_ids_BN * used_BN)
+    counts_BL = _sum_by_position(batch, used_BN)
     return torch.where(counts_BL > 0, sums_BL // counts_BL.clamp(min=1), batch.input_ids_BL)
 
 
 def selected_positions(batch: Batch) -> Tensor:
     """Whether a position was selected for masking, bool [B, L]; unused slots select nothing."""
-    used_BN = batch.masked_weights_BN.to(torch.int64)
-    counts_BL = torch.zeros_like(batch.input_ids_BL).scatter_add(
-        1, batch.masked_positions_BN, used_BN
-    )
-    return counts_BL > 0
+    return _sum_by_position(batch, batch.masked_weights_BN.to(torch.int64)) > 0
+
+
+def _sum_by_position(batch: Batch, numbers_BN: Tensor) -> Tensor:
+    """The slots' numbers added up where they lie in the rows, int64 [B, L]."""
+    zeros_BL = torch.zeros_like(batch.input_ids_BL)
+    return zeros_BL.scatter_add(1, batch.masked_positions_BN, numbers_BN)
 
 
 def sample_uniformly(uniforms_BN: Tensor, vocab_size: int, left_out: Collection[int]) -> Tensor:

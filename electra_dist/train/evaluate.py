@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from electra_dist.data.store import Array
 from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.objectives import objective_named
+from electra_dist.model.sampling import selected_positions
 from electra_dist.runtime.control import Control
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def evaluate(run: Run) -> dict[str, float] | None:
     answers = np.concatenate(gather(run.control, _joined(generator_parts, (0, 5))))
     panel = {}
     if len(answers):
-        has_samples = run.config.objective.name != "mlm"
+        has_samples = objective_named(run.config.objective.name).has_discriminator
         panel = generator_metrics(answers, run.unigram_log_probs, has_samples=has_samples)
     for corruption, parts in judged_parts.items():
         flat = gather(run.control, _joined([np.stack(p, axis=1) for p in parts], (0, 3)))
@@ -199,11 +201,7 @@ def _judge(batch: Batch, losses: Losses) -> Judged:
         if batch.attention_mask_BL is None
         else batch.attention_mask_BL
     )
-    used_BN = (batch.masked_weights_BN > 0).to(torch.int64)
-    selected_BL = torch.zeros_like(batch.input_ids_BL).scatter_add(
-        1, batch.masked_positions_BN, used_BN
-    )
-    columns = (losses.discriminator_logits_BL, losses.labels_BL, selected_BL > 0)
+    columns = (losses.discriminator_logits_BL, losses.labels_BL, selected_positions(batch))
     return Judged(*(column[real_BL].double().cpu().numpy() for column in columns))
 
 

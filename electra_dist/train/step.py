@@ -11,6 +11,7 @@ from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.gradients import tower_of
 from electra_dist.engine.protocol import LocalResult
 from electra_dist.engine.scaling import LossScale
+from electra_dist.model.objectives import objective_named
 from electra_dist.resilience.guard import Signs
 from electra_dist.resilience.health import Anomaly, Finding, Response, Vitals, find
 from electra_dist.train.build import Run
@@ -18,12 +19,6 @@ from electra_dist.train.recovery import examine
 from electra_dist.train.state import RunState
 
 log = logging.getLogger(__name__)
-
-NOT_MEASURED = {
-    "mlm": ("discriminator_loss", "replaced_share"),
-    "uniform_generator": ("generator_loss",),
-}
-"""By objective: what has no value because that tower is not there. A 0 would look like one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +91,23 @@ class StepResult:
 
     def metrics(self, run: Run, rate: float) -> dict[str, float]:
         """The reproducible part of a line of metrics.jsonl."""
-        absent = NOT_MEASURED.get(run.config.objective.name, ())
-        values = {
+        objective = objective_named(run.config.objective.name)
+        of_discriminator = {
+            "discriminator_loss": self.discriminator_loss,
+            "replaced_share": self.replaced_share,
+        }
+        return {
             "samples": run.state.position,
             "tokens": self.tokens,
             "loss": self.loss,
-            "generator_loss": self.generator_loss,
-            "discriminator_loss": self.discriminator_loss,
-            "replaced_share": self.replaced_share,
+            # Of a tower that is not there nothing is said: a 0 would look like a value.
+            **({"generator_loss": self.generator_loss} if objective.generator else {}),
+            **(of_discriminator if objective.has_discriminator else {}),
             "grad_norm": self.grad_norm,
             "lr": rate,
             **{f"grad_norm_{tower}": norm for tower, norm in self.tower_norms.items()},
             **({"loss_scale": self.loss_scale.scale} if self.loss_scale else {}),
         }
-        return {name: value for name, value in values.items() if name not in absent}
 
 
 def step(run: Run, micro_batches: Sequence[MicroBatch], rate: float) -> StepResult:
