@@ -9,8 +9,10 @@
 Both runs are `benchmarks/learn.toml` with another `objective.name`; the masked language model gets
 as many steps as cost what ELECTRA's steps cost, by the usual count of FLOPs (backward = 2 forward,
 sparse lookup). google's count stands beside it. Each encoder, and an untrained one as the floor, is
-fine-tuned with the same seeds and rates. The comparison says something only if the discriminator
-has learnt: its AUC on the frozen unigram corruption stands in the table, 0.60 is asked for.
+fine-tuned with the same seeds and epochs. Rate and layer decay are chosen for each encoder and task
+by itself, among the same ones: every tenth training example is kept back, and what does best on
+those with one seed is taken. The comparison says something only if the discriminator has learnt:
+its AUC on the frozen unigram corruption stands in the table, 0.60 is asked for.
 
 It takes hours. Stop it with Ctrl-C and start it again with the same words, as often as needed:
 what is finished is not done again. Words such as --optim.learning_rate 5e-4 go to both runs.
@@ -19,6 +21,7 @@ what is finished is not done again. Words such as --optim.learning_rate 5e-4 go 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -27,6 +30,11 @@ from typing import Any
 
 CONFIG = Path(__file__).with_name("learn.toml")
 OBJECTIVES = ("electra", "mlm")
+ENCODERS = (*OBJECTIVES, "untrained")
+SETTINGS = ("1e-4/0.8", "3e-4/0.8", "1e-3/0.8", "1e-4/1", "3e-4/1")
+"""Learning rate / layer decay."""
+CHOOSING_SEED, EVERY = "101,", 10
+"""Of the runs that choose a rate; of the examples that they are judged by."""
 ASKED_AUC = 0.60
 PRODUCT = [sys.executable, "-m", "electra_dist"]
 
@@ -77,20 +85,63 @@ def is_finished(out: Path) -> bool:
     return path.exists() and bool(json.loads(path.read_text())["finished"])
 
 
-def finetune(args: argparse.Namespace, encoder: str, task: list[str]) -> dict[str, Any]:
+def finetune(
+    args: argparse.Namespace, encoder: str, task: list[str], out: Path, setting: str, seeds: str
+) -> dict[str, Any]:
     """results.json of one encoder on one task, made unless it is there."""
     name, train, dev = task
-    out: Path = args.out / "finetune" / f"{encoder}_{name}"
+    rate, decay = setting.split("/")
     if not is_finished(out):
         is_untrained = encoder == "untrained"
         model = args.out / ("electra" if is_untrained else encoder)
         command = [*PRODUCT, "finetune", "--model", str(model), "--out", str(out)]
         command += ["--train", train, "--dev", dev, "--task", name]
-        command += ["--max-length", "32", "--seeds", str(args.seeds), "--threads", "1"]
+        command += ["--lr", rate, "--layer-decay", decay]
+        command += ["--max-length", "32", "--seeds", seeds, "--threads", "1"]
         command += ["--epochs", str(args.epochs)]
         subprocess.run(command + ["--reinitialize"] * is_untrained, check=True)
     result: dict[str, Any] = json.loads((out / "results.json").read_text())
     return result
+
+
+def out_name(encoder: str, setting: str, epochs: int) -> str:
+    """A folder for each way of fine-tuning."""
+    return f"{encoder}_{setting.replace('/', '_')}_{epochs}"
+
+
+def keep_back(folder: Path, task: list[str]) -> list[str]:
+    """The task on its training examples alone: all but every tenth, judged by these."""
+    name, source, _ = task
+    suffix = Path(source).suffix
+    is_csv = suffix == ".csv"
+    form: dict[str, Any] = (
+        {} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+    )
+    with Path(source).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, **form))
+    head = rows[:1] if is_csv else []
+    examples = rows[len(head) :]
+    parts = {
+        "train": [row for number, row in enumerate(examples) if number % EVERY],
+        "choose": examples[::EVERY],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, chosen in parts.items():
+        with (folder / f"{part}{suffix}").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, **form).writerows([*head, *chosen])
+    return [name, *(str(folder / f"{part}{suffix}") for part in parts)]
+
+
+def try_settings(args: argparse.Namespace, encoder: str, task: list[str]) -> dict[str, float]:
+    """What every setting came to on the examples kept back, the best one first."""
+    folder: Path = args.out / "finetune" / f"choose_{task[0]}"
+    small = keep_back(folder, task)
+    found = {}
+    for setting in args.settings:
+        out = folder / out_name(encoder, setting, args.epochs)
+        result = finetune(args, encoder, small, out, setting, CHOOSING_SEED)
+        found[setting] = result["mean"]["dev"][result["metric"]]
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -111,11 +162,16 @@ def measure(args: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         pretrain(args, objective, steps[objective], words)
     scores = {}
     for task in args.task:
-        for encoder in (*OBJECTIVES, "untrained"):
-            result = finetune(args, encoder, task)
+        for encoder in ENCODERS:
+            tried = try_settings(args, encoder, task)
+            setting = next(iter(tried))
+            out = args.out / "finetune" / task[0] / out_name(encoder, setting, args.epochs)
+            result = finetune(args, encoder, task, out, setting, str(args.seeds))
             metric = result["metric"]
             scores[f"{encoder} {task[0]}"] = {
                 "metric": metric,
+                "setting": setting,
+                "tried": tried,
                 "mean": result["mean"]["dev"][metric],
                 "standard_deviation": result["standard_deviation"]["dev"][metric],
                 "seeds": [seed["dev"][metric] for seed in result["seeds"]],
@@ -140,13 +196,14 @@ def show(result: dict[str, Any]) -> None:
         usual, google = run["flops"]["usual"], run["flops"]["google"]
         print(f"{name:<10}{run['steps']:>8,}{usual:>14.4e}{google:>14.4e}  {last}")
     print(
-        f"\n{'encoder, task':<24}{'metric':<12}{'mean':>8}{'deviation':>11}{'constant':>10}  seeds"
+        f"\n{'encoder, task':<24}{'metric':<12}{'setting':>10}{'mean':>8}{'deviation':>11}"
+        f"{'constant':>10}  seeds"
     )
     for name, row in result["scores"].items():
         seeds = " ".join(f"{score:.3f}" for score in row["seeds"])
         print(
-            f"{name:<24}{row['metric']:<12}{row['mean']:>8.4f}{row['standard_deviation']:>11.4f}"
-            f"{row['constant']:>10.4f}  {seeds}"
+            f"{name:<24}{row['metric']:<12}{row['setting']:>10}{row['mean']:>8.4f}"
+            f"{row['standard_deviation']:>11.4f}{row['constant']:>10.4f}  {seeds}"
         )
     auc = result["runs"]["electra"]["curve"][-1]["unigram_disc_auc"]
     verdict = "so the comparison counts" if auc >= ASKED_AUC else "so the comparison says nothing"
@@ -172,8 +229,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for objective, run in result["runs"].items():
             rows = [row for row in run["curve"] if name in row]
             share = [row["step"] / run["steps"] for row in rows]
-            label = "mlm" if objective == "mlm" else "electra"
-            axis.plot(share, [row[name] for row in rows], label=label)
+            axis.plot(share, [row[name] for row in rows], label=objective)
         axis.set(title=title, xlabel="share of the FLOPs")
         axis.legend(frameon=False)
     for axis, task in zip(axes[2:], tasks, strict=True):
@@ -198,7 +254,8 @@ def main() -> None:
     parser.add_argument("--task", nargs=3, action="append", metavar="WORD", required=True)
     parser.add_argument("--num-steps", type=int, default=12_000, help="of ELECTRA")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="of every fine-tuning")
+    parser.add_argument("--epochs", type=int, default=10, help="of every fine-tuning")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="RATE/LAYER_DECAY each")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     args, words = parser.parse_known_args()

@@ -25,6 +25,8 @@ BUDGET_SECONDS = {"unit": 60, "distributed": 360, "cluster": 360, "chaos": 180}
 """Seconds on 2 cores: together under 16 minutes."""
 HARD_LIMIT = 8
 """Times the budget after which a suite is stopped."""
+SIDE_BY_SIDE = {"unit": ("--numprocesses=logical", "--maxprocesses=8")}
+"""Suites whose tests take one core each; the others start ranks of their own."""
 NO_TESTS = 5
 """pytest's exit code for a folder in which it found no test."""
 RESULTS = Path("build/test-results")
@@ -85,7 +87,8 @@ def run_suite(name: str, *, full: bool, pytest_arguments: list[str]) -> SuiteRes
     report.unlink(missing_ok=True)
     print(f"\n=== {name} ===", flush=True)
     command = [sys.executable, "-m", "pytest", str(folder), f"--junitxml={report}"]
-    command += ["-m", "slow or not slow" if full else "not slow", *pytest_arguments]
+    command += ["-m", "slow or not slow" if full else "not slow"]
+    command += [*SIDE_BY_SIDE.get(name, ()), *pytest_arguments]
     started = time.monotonic()
     code = run_within(command, None if full else HARD_LIMIT * BUDGET_SECONDS[name])
     seconds = time.monotonic() - started
