@@ -5,10 +5,11 @@
 The competitors read the same rows, each in its own format and process (peers/reading.py), from an
 environment that this script makes in the cache folder; their batches are token ids only, int64
 [256, 128], and no masks are applied. What no loader can beat stands beside them: 256 rows that are
-widened to int64 into memory that is used again, neighbours or at random, with no order to compute. `datasets` hands out torch tensors, numpy arrays or Arrow
-tables as its format says; what is no int64 array is made one. Ours are read by the compiled kernels
-and by numpy, which give the same bits. All take turns in every round. Ratios are of the medians of
-rows a second, then of rows a CPU second, which other work on the machine disturbs less.
+widened to int64 into memory that is used again, neighbours or at random, with no order to compute.
+`datasets` hands out torch tensors, numpy arrays or Arrow tables as its format says; what is no
+int64 array is made one. Ours are read by the compiled kernels and by numpy, which give the same
+bits. All take turns in every round. Ratios are of the medians of rows a second, then of rows a CPU
+second, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
