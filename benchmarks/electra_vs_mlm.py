@@ -229,7 +229,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for objective, run in result["runs"].items():
             rows = [row for row in run["curve"] if name in row]
             share = [row["step"] / run["steps"] for row in rows]
-            axis.plot(share, [row[name] for row in rows], label=objective)
+            if rows:
+                axis.plot(share, [row[name] for row in rows], label=objective)
         axis.set(title=title, xlabel="share of the FLOPs")
         axis.legend(frameon=False)
     for axis, task in zip(axes[2:], tasks, strict=True):
