@@ -227,3 +227,19 @@ def test_a_source_that_is_not_there_is_named_first(
 ) -> None:
     assert main(["pretrain", "--out", str(tmp_path / "run"), word, str(tmp_path / "gone")]) == 2
     assert f"{word} {tmp_path}/gone does not exist" in capsys.readouterr().err
+
+
+def test_a_resume_on_another_corpus_is_refused_before_it_counts_as_an_attempt(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(place.run, run)
+    shutil.copytree(place.corpora.first.folder, corpus)
+    packing = next(corpus.glob("pack_*/manifest.json"))
+    packing.write_text(json.dumps({**json.loads(packing.read_text()), "fingerprint": "0" * 16}))
+    words = ["pretrain", "--out", str(run), "--schedule.stop_step", "1", "--data.corpus"]
+    assert main([*words, str(corpus)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trained on another corpus" in error
+    assert [folder.name for folder in (run / "attempts").iterdir()] == ["0001"]
