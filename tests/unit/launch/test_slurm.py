@@ -1,3 +1,4 @@
+import json
 import shlex
 import signal
 import subprocess
@@ -217,6 +218,22 @@ def test_usr1_does_not_end_the_decision_and_term_does(tmp_path: Path) -> None:
             shell.send_signal(number)
             assert (shell.wait(60) == 0) == (name == "usr1")
         assert ("decided" in (folder / "out").read_text()) == (name == "usr1")
+
+
+def test_an_array_task_that_is_requeued_leaves_its_finished_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/sh\necho srun >> {tmp_path}/calls\n")
+    (tmp_path / "srun").chmod(0o755)
+    results = tmp_path / "out" / "sst2" / "seed_5" / "results.json"
+    results.parent.mkdir(parents=True)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "1"}
+    script = ROOT / "slurm" / "finetune_array.sbatch"
+    words = ["bash", str(script), "model", str(tmp_path / "out"), "sst2", "3 5", "data"]
+    requeued = {**environ, "SLURM_RESTART_COUNT": "1"}
+    for finished, env in ((False, requeued), (True, environ), (True, requeued)):
+        results.write_text(json.dumps({"finished": finished}, indent=2))
+        subprocess.run(words, env=env, check=True)
+    # A first submission leaves it to electra-dist to refuse a finished folder.
+    assert (tmp_path / "calls").read_text() == "srun\nsrun\n"
 
 
 # ------------------------------------------------------------------------------------- the command
