@@ -292,6 +292,7 @@ def test_a_chain_is_not_requeued_and_ends_with_the_run(
         (["--nodes", "99"], "198 ranks"),
         (["--nodes", "0"], "--nodes 0 must be"),
         (["--chain", "0"], "--chain 0 must be"),
+        (["--time", "abc", "--dry-run"], "--time abc is no time limit; give minutes"),
         (["--cluster", "nowhere"], "--cluster 'nowhere' is not known"),
     ],
 )
@@ -345,6 +346,7 @@ def test_a_name_is_found_and_an_unknown_key_is_not_swallowed(tmp_path: Path) -> 
         ('modules = "cuda"', "modules"),
         ('environment = { "A B" = "c" }', "environment"),
         ("environment = { A = 1 }", "environment"),
+        ('time = "1h"', "cluster.time = 1h is no time limit"),
         ("account =", "TOML"),
     ],
 )
