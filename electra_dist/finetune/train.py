@@ -290,9 +290,9 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    if count:
+    if count is not None:
         torch.set_num_threads(count)
     try:
         yield
