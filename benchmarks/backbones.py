@@ -23,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from electra_dist.config.accounting import flops_of_row, num_parameters
+from electra_dist.config.accounting import num_parameters
+from electra_dist.config.flops import flops_of_row
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import BatchConfig, EngineConfig, RunConfig
 from electra_dist.engine.reference import ReferenceEngine

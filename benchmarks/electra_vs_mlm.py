@@ -31,7 +31,7 @@ from typing import Any
 CONFIG = Path(__file__).with_name("learn.toml")
 OBJECTIVES = ("electra", "mlm")
 ENCODERS = (*OBJECTIVES, "untrained")
-SETTINGS = ("1e-4/0.8", "3e-4/0.8", "1e-3/0.8", "1e-4/1", "3e-4/1")
+SETTINGS = ("3e-4/0.8", "3e-4/1", "6e-4/1")
 """Learning rate / layer decay."""
 CHOOSING_SEED, EVERY = "101,", 10
 """Of the runs that choose a rate; of the examples that they are judged by."""
@@ -229,7 +229,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
         for objective, run in result["runs"].items():
             rows = [row for row in run["curve"] if name in row]
             share = [row["step"] / run["steps"] for row in rows]
-            axis.plot(share, [row[name] for row in rows], label=objective)
+            if rows:
+                axis.plot(share, [row[name] for row in rows], label=objective)
         axis.set(title=title, xlabel="share of the FLOPs")
         axis.legend(frameon=False)
     for axis, task in zip(axes[2:], tasks, strict=True):
@@ -254,7 +255,7 @@ def main() -> None:
     parser.add_argument("--task", nargs=3, action="append", metavar="WORD", required=True)
     parser.add_argument("--num-steps", type=int, default=12_000, help="of ELECTRA")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=10, help="of every fine-tuning")
+    parser.add_argument("--epochs", type=int, default=3, help="of every fine-tuning")
     parser.add_argument("--settings", nargs="+", default=SETTINGS, help="RATE/LAYER_DECAY each")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")

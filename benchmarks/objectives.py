@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import joint_rows, joint_step  # noqa: E402
 from benchmarks.step import CPU, interleave, ratio, timed  # noqa: E402
-from electra_dist.config.accounting import flops_of_row, num_parameters  # noqa: E402
+from electra_dist.config.accounting import num_parameters  # noqa: E402
+from electra_dist.config.flops import flops_of_row  # noqa: E402
 from electra_dist.config.schema import RunConfig  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
 from electra_dist.model.electra import JointElectra  # noqa: E402

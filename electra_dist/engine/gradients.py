@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from electra_dist.engine.parts import Parts, partial_norms, squared_norm
+from electra_dist.engine.parts import Parts, row_norms, squared_norm
 
 SHARED = "shared"
 """What both towers use: word, position and type tables and their LayerNorm."""
@@ -16,12 +16,12 @@ SHARED = "shared"
 def clip_gradients(module: nn.Module, max_norm: float) -> float:
     """Scale all gradients of `module` to a global norm of at most `max_norm`; the norm before that.
 
-    Summed in float64 (`partial_norms`), as DeepSpeed's sharded stages do: a norm in float32 is off
+    Summed in float64 (`row_norms`), as DeepSpeed's sharded stages do: a norm in float32 is off
     by 3e-7 of itself, and that moved the losses of 20 steps apart by 9e-6.
     """
     grads = [p.grad for p in module.parameters() if p.grad is not None]
-    norms = [norm for grad in grads for norm in partial_norms(grad)]
-    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+    norms = torch.cat([part for grad in grads for part in row_norms(grad)])
+    norm = float(torch.linalg.vector_norm(norms, dtype=torch.float64))
     if norm > max_norm:
         torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
     return norm

@@ -24,13 +24,12 @@ from electra_dist.checkpoint.layout import (
     shard_name,
 )
 from electra_dist.config.accounting import (
-    flops_of_row,
     num_parameters,
     parameter_shapes,
-    train_flops,
     vocab_size,
 )
 from electra_dist.config.activations import Device
+from electra_dist.config.flops import flops_of_row, train_flops
 from electra_dist.config.memory import Memory, memory_of_rank
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.traffic import sharded_ranges, traffic_of_step

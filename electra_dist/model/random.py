@@ -67,9 +67,8 @@ def keep_mask(key: Tensor, shape: torch.Size | tuple[int, ...], p: float, like: 
     """
     num_elements = math.prod(shape)
     num_rows = -(-num_elements // (2 * _ROW_WORDS))
-    column_C = _hashed(key, 0, _ROW_WORDS, like.device)
-    row_R = _hashed(key, _ROW_WORDS, num_rows, like.device)
-    words_RC = row_R[:, None] + column_C
+    hashes = _hashed(key, _ROW_WORDS + num_rows, like.device)
+    words_RC = hashes[_ROW_WORDS:, None] + hashes[:_ROW_WORDS]  # rows' and columns'
     shifted_RC = words_RC >> 15
     words_RC.bitwise_xor_(shifted_RC).mul_(_MULTIPLIERS[0])
     # int32 shifts copy the sign. Before a multiplication that costs one bit of 32; here the upper
@@ -80,9 +79,9 @@ def keep_mask(key: Tensor, shape: torch.Size | tuple[int, ...], p: float, like: 
     return torch.ge(lanes, dropped_lanes(p) - _LANE_VALUES // 2, out=mask)
 
 
-def _hashed(key: Tensor, first: int, count: int, device: torch.device) -> Tensor:
-    """lowbias32 (C. Wellons) of start + stride i for `count` numbers i from `first` on: int32."""
-    words = torch.arange(first, first + count, dtype=torch.int32, device=device) * key[1] + key[0]
+def _hashed(key: Tensor, count: int, device: torch.device) -> Tensor:
+    """lowbias32 (C. Wellons) of start + stride i for i = 0 .. count - 1: int32."""
+    words = torch.arange(count, dtype=torch.int32, device=device) * key[1] + key[0]
     for shift, multiplier in zip((16, 15), _MULTIPLIERS, strict=True):
         words = (words ^ (words >> shift)) * multiplier
     return words ^ (words >> 16 & 0xFFFF)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from electra_dist.config.accounting import flops_of_row
+from electra_dist.config.flops import flops_of_row
 from electra_dist.config.schema import RunConfig
 from electra_dist.engine.protocol import Fragment
 from electra_dist.runtime.peak import Peak

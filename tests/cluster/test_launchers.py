@@ -39,6 +39,7 @@ def numbers(config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]
     return run_with_nproc(config, tmp_path_factory.mktemp("nproc") / "run")
 
 
+@pytest.mark.slow  # test_hosts.py has torchrun on two hosts
 def test_torchrun(config: Path, numbers: list[Any], tmp_path: Path) -> None:
     command = [ROOT / "launchers" / "torchrun.sh", config, "--out", tmp_path / "run"]
     port = str(free_port())

@@ -30,7 +30,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "world_size",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_every_stage_equals_plain_pytorch_over_20_steps(
     world_size: int, reference: str, tmp_path: Path
 ) -> None:
@@ -47,6 +50,7 @@ def test_every_stage_equals_plain_pytorch_over_20_steps(
         assert report["weight"] < 1e-4, variant
 
 
+@pytest.mark.slow
 def test_few_samples_flip_between_engines(reference: str, tmp_path: Path) -> None:
     """Rounding moves a cumulative probability across a draw now and then: 2-5 in 10,000 at 1e-7."""
     shares = run_ranks(f"{WORKERS}:flips", 2, tmp_path, reference=reference, stages=[2, 3])[0]
@@ -65,6 +69,7 @@ def test_all_shipped_deepspeed_configs_train_and_resume(tmp_path: Path) -> None:
     assert len(list_checkpoints(run)) == len(CONFIG_FILES)
 
 
+@pytest.mark.slow  # test_optim.py has half precision at every stage
 def test_bf16_trains_at_stages_1_to_3(tmp_path: Path) -> None:
     run = tmp_path / "run"
     engines = [{"zero_stage": stage, "precision": "bf16"} for stage in (1, 2, 3)]
@@ -72,6 +77,7 @@ def test_bf16_trains_at_stages_1_to_3(tmp_path: Path) -> None:
     assert len(list_checkpoints(run)) == 3
 
 
+@pytest.mark.slow  # test_resharding.py has a world size to itself, every stage to every other
 def test_a_checkpoint_passes_unchanged_through_other_ranks_and_stages(tmp_path: Path) -> None:
     """2 ranks ZeRO-2 -> 1 rank ZeRO-0 -> 3 ranks ZeRO-3 -> 2 ranks ZeRO-1 -> 1 rank reference.
 

@@ -110,6 +110,7 @@ def test_poisoned_batches_are_found_rolled_back_over_and_skipped(
         assert state["num_rollbacks"] == 3
 
 
+@pytest.mark.slow
 def test_the_other_answers_to_an_anomaly(corpus: str, tmp_path: Path) -> None:
     reference = {"kind": "reference"}
     window = ["--resilience.spike_window_steps", "8", "--resilience.spike_deviations", "12"]

@@ -40,7 +40,7 @@ def trained_on(run: Path) -> dict[int, tuple[int, str]]:
     return {r["step"]: (r["position"], r["checksum"]) for r in records if r["kind"] == "step"}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_stopped_by_a_signal_ends_with_the_bits_of_a_calm_one(
     world_size: int, corpus: str, tmp_path: Path
 ) -> None:

@@ -12,16 +12,14 @@ from electra_dist.config.accounting import (
     OBJECTIVES_OF_CAUSAL_TOWERS,
     OBJECTIVES_OF_ONE_TOWER,
     OBJECTIVES_WITHOUT_GENERATOR,
-    flops_of_row,
-    google_flops_of_row,
     is_decayed,
     num_parameters,
     padded_shapes,
     parameter_shapes,
-    train_flops,
     vocab_size,
 )
 from electra_dist.config.accounting_modern import attended_pairs
+from electra_dist.config.flops import flops_of_row, google_flops_of_row, train_flops
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import (
     BatchConfig,

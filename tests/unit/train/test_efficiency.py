@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from electra_dist.config.accounting import flops_of_row
+from electra_dist.config.flops import flops_of_row
 from electra_dist.config.recipes import RECIPES
 from electra_dist.engine.protocol import Fragment
 from electra_dist.runtime.peak import Peak
