@@ -37,8 +37,10 @@ def add_downstream(parent: Any) -> None:
         action="store_true",
         help="the same head on an untrained encoder: a baseline",
     )
-    tune.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's)")
-    tune.add_argument("--out", required=True, type=Path)
+    tune.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    tune.add_argument(
+        "--out", required=True, type=Path, help="new folder, or one of a run that did not finish"
+    )
     predict = command(parent, "predict", downstream.run_predict)
     predict.add_argument("--model", required=True, type=Path, metavar="DIR")
     predict.add_argument(

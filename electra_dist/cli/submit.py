@@ -52,6 +52,8 @@ def _to_a_cluster(words: Any, name: str, handler: Handler, or_else: str = "") ->
     parser.add_argument("--cluster", required=True, metavar="NAME|PATH", help=known)
     parser.add_argument("--nodes", type=int, default=1, help="default %(default)s")
     parser.add_argument("--gpus-per-node", type=int, metavar="M", help="in place of the cluster's")
-    parser.add_argument("--time", metavar="T", help="in place of the cluster's")
+    parser.add_argument(
+        "--time", metavar="T", help="minutes, H:MM:SS or D-HH:MM:SS, in place of the cluster's"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the script, write nothing")
     return parser

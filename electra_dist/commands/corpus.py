@@ -124,6 +124,13 @@ def trace(args: argparse.Namespace, overrides: list[str]) -> int:
         path = path / "config.json"
     config = files.load(path, overrides, recipe=args.recipe)
     corpora = Corpora.open(config.data)
+    num_steps = config.schedule.num_steps
+    if steps.stop > num_steps:
+        print(
+            f"warning: --steps {args.steps} goes beyond schedule.num_steps = {num_steps}; "
+            f"updates from {num_steps} on are never made",
+            file=sys.stderr,
+        )
     records = trace(config, corpora, steps, args.world_size, args.ranks_per_node)
     if not args.json:
         for number, record in enumerate(records):

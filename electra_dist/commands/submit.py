@@ -72,10 +72,12 @@ def job_and_cluster(
         cluster: in place of the one that `args` names.
 
     Raises:
-        UserError: no such cluster, more ranks than a step can use, or a config that RUN refuses.
+        UserError: no such cluster, no such time, more ranks than a step can use, or a config that
+            RUN refuses.
     """
     from electra_dist.config import files
     from electra_dist.config.cluster import find_cluster, read_cluster
+    from electra_dist.config.slurm_names import slurm_minutes
     from electra_dist.launch.preflight import lately_bad
     from electra_dist.launch.slurm import Job
     from electra_dist.resilience.resume import resumed_config
@@ -87,6 +89,8 @@ def job_and_cluster(
     for name, value in (("--nodes", args.nodes), ("--chain", num_jobs)):
         if value < 1:
             raise UserError(f"{name} {value} must be at least 1")
+    if args.time is not None:
+        slurm_minutes(args.time)  # refused here and now, not by sbatch after a dry run
     cluster = cluster or read_cluster(find_cluster(args.cluster))
     if args.gpus_per_node is not None:
         cluster = replace(cluster, gpus_per_node=args.gpus_per_node)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from electra_dist.config.checks import require, require_positive
+from electra_dist.config.slurm_names import slurm_minutes
 from electra_dist.config.strict import strict_values
 from electra_dist.errors import UserError
 
@@ -86,6 +87,7 @@ class ClusterConfig:
             "is a number of GPUs",
             "give 0 for none",
         )
+        slurm_minutes(self.time, "cluster.time =")
         for name in self.environment:
             require(
                 VARIABLE.fullmatch(name) is not None,

@@ -1,8 +1,36 @@
-"""The two compressed lists that Slurm puts in the environment: hosts, and tasks of each host."""
+"""How Slurm writes lists of hosts, and of the tasks of each host, and how it reads times."""
 
+import re
 from itertools import product
 
 from electra_dist.errors import UserError
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+
+
+def slurm_minutes(text: str, name: str = "--time") -> int | None:
+    """Minutes of a --time, rounded up: 90, 90:00, 1:30:00, 2-12, 2-12:30, 2-12:30:00.
+
+    None: UNLIMITED or INFINITE.
+
+    Raises:
+        UserError: the text, given as `name`, is none of these.
+    """
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return None
+    found = _TIME.fullmatch(text)
+    parts = [int(part) for part in found.groups()[1:] if part is not None] if found else []
+    if not found or not any([*parts, int(found["days"] or 0)]):
+        raise UserError(
+            f"{name} {text} is no time limit; give minutes (90), H:MM:SS (1:30:00), D-HH:MM:SS "
+            "(2-12:00:00) or UNLIMITED"
+        )
+    # Without days the first of one or two numbers is of minutes, else of hours.
+    if found["days"] is None and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    whole = 60 * (24 * int(found["days"] or 0) + hours) + minutes
+    return whole + (1 if seconds else 0)
 
 
 def expand_tasks_per_node(text: str, name: str = "SLURM_TASKS_PER_NODE") -> list[int]:

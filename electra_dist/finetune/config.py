@@ -77,8 +77,8 @@ class FinetuneConfig:
     reinitialize: bool = False
     """Train on an untrained encoder of the same shape: what pretraining is to be compared with."""
 
-    threads: int = 0
-    """CPU threads; 0: as torch is set. The same number is needed for the same bits."""
+    threads: int | None = None
+    """CPU threads; left out: as torch is set. The same number is needed for the same bits."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
@@ -88,7 +88,7 @@ class FinetuneConfig:
         _at_least("epochs", 1 if self.epochs is None else self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("max_length", self.max_length, 5)
-        _at_least("threads", self.threads, 0)
+        _at_least("threads", 1 if self.threads is None else self.threads, 1)
         _in_range("lr", 1e-4 if self.lr is None else self.lr, above=0.0, most=1.0)
         _in_range(
             "layer_decay",

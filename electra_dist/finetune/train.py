@@ -1,5 +1,6 @@
 """Fine-tuning: an encoder and labelled files in, scores by seed and the best model out."""
 
+import json
 import logging
 import math
 import time
@@ -255,19 +256,30 @@ def _settings(prepared: _Run) -> dict[str, object]:
 
 
 def _claim_folder(config: FinetuneConfig) -> None:
-    """Make the folder; refuse one that holds anything but an earlier run of this command."""
+    """Make the folder; an earlier run of this command may lie there only if it did not finish."""
     out = config.out
     if out.resolve() == config.model.resolve():
         raise UserError(f"out {out} is the pretrained model's own folder; name another one")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        is_ours = not any(out.iterdir()) or (out / RESULTS_FILE).is_file()
+        is_empty = not any(out.iterdir())
+        results = (out / RESULTS_FILE).read_bytes() if (out / RESULTS_FILE).is_file() else b""
     except OSError as error:
         raise UserError(
             f"out {out} cannot be made ({error.strerror}); name another folder"
         ) from error
-    if not is_ours:
-        raise UserError(f"out {out} holds files of something else; name an empty or new folder")
+    if is_empty:
+        return
+    try:
+        is_finished = json.loads(results)["finished"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"out {out} holds files of something else; name an empty or new folder"
+        ) from None
+    if is_finished:
+        raise UserError(
+            f"out {out} holds a finished model already; remove it or give another --out folder"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -278,9 +290,9 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    if count:
+    if count is not None:
         torch.set_num_threads(count)
     try:
         yield

@@ -6,7 +6,6 @@ logs in RUN/submitit. What a site file says reaches it as `submit slurm` would w
 
 from __future__ import annotations
 
-import re
 import shlex
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from electra_dist.config.cluster import ClusterConfig
+from electra_dist.config.slurm_names import slurm_minutes
 from electra_dist.errors import UserError
 from electra_dist.launch.requeue import MAX_FRUITLESS
 from electra_dist.launch.slurm import Job, may_requeue, options, quoted, setting
@@ -31,28 +31,6 @@ LOCAL_MINUTES = 60 * 24 * 365
 
 OWN = ("job-name", "nodes", "ntasks-per-node", "time", "signal", "output", "open-mode")
 """Options that submitit has its own words for, or its own place."""
-
-SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-
-
-def slurm_minutes(text: str) -> int:
-    """Minutes of a --time, rounded up: 90, 90:00, 1:30:00, 2-12, 2-12:30, 2-12:30:00.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    found = SLURM_TIME.fullmatch(text)
-    parts = [int(part) for part in found.groups()[1:] if part is not None] if found else []
-    if not found or not any([*parts, int(found["days"] or 0)]):
-        raise UserError(
-            f"--time {text} is no time limit; give minutes (90), H:MM:SS (1:30:00) or D-HH:MM:SS"
-        )
-    # Without days the first of one or two numbers is of minutes, else of hours.
-    if found["days"] is None and len(parts) < 3:
-        parts.insert(0, 0)
-    hours, minutes, seconds = (*parts, 0, 0)[:3]
-    whole = 60 * (24 * int(found["days"] or 0) + hours) + minutes
-    return whole + (1 if seconds else 0)
 
 
 def slurm_parameters(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
@@ -85,7 +63,7 @@ def slurm_parameters(job: Job, cluster: ClusterConfig) -> dict[str, Any]:
         "job_name": str(named["job-name"]),
         "nodes": job.num_nodes,
         "ntasks_per_node": cluster.num_tasks_per_node,
-        "time": slurm_minutes(job.time or cluster.time),
+        "time": _minutes(job.time or cluster.time),
         "signal_delay_s": cluster.signal_lead_seconds,
         "setup": setting(cluster),
         "srun_args": step,
@@ -153,9 +131,16 @@ def submit_local(job: Job, num_ranks: int) -> str:
     executor = _submitit().LocalExecutor(
         folder=submitit_folder(job.run), max_num_timeout=MAX_TIMEOUTS
     )
-    minutes = slurm_minutes(job.time) if job.time else LOCAL_MINUTES
+    minutes = _minutes(job.time) if job.time else LOCAL_MINUTES
     executor.update_parameters(tasks_per_node=num_ranks, timeout_min=minutes)
     return str(executor.submit(Pretraining(job.words, job.run)).job_id)
+
+
+def _minutes(time: str) -> int:
+    minutes = slurm_minutes(time)
+    if minutes is None:
+        raise UserError(f"--time {time}: submitit needs a limit; give one, such as 24:00:00")
+    return minutes
 
 
 def submitit_folder(run: Path) -> Path:

@@ -6,6 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from electra_dist.checkpoint.layout import (
+    CorruptCheckpoint,
+    list_checkpoints,
+    read_manifest,
+    read_state,
+)
 from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.errors import UserError
@@ -32,6 +38,28 @@ def resumed_config(config: RunConfig, run_folder: Path) -> RunConfig:
             "give the same values to resume it, or another --out folder to start a new run"
         )
     return config
+
+
+def check_newest_state(config: RunConfig, run_folder: Path, corpus_fingerprint: str) -> None:
+    """Refuse, before an attempt is claimed, to go on with a run on another corpus than its own.
+
+    A claim ends a job that is at work there, and a refusal after it counts as the run's failure.
+
+    Args:
+        config: the resolved one.
+        run_folder: RUN; one without a readable checkpoint passes, as restoring deals with those.
+        corpus_fingerprint: of what the config names.
+
+    Raises:
+        UserError: a fingerprint differs, or a newer version of electra_dist wrote the checkpoint.
+    """
+    for info in reversed(list_checkpoints(run_folder)):
+        try:
+            state = read_state(info.folder, read_manifest(info.folder))
+        except CorruptCheckpoint:
+            continue
+        check_state(state, changes.fingerprint(config), corpus_fingerprint)
+        return
 
 
 def check_state(state: dict[str, Any], config_fingerprint: str, corpus_fingerprint: str) -> None:

@@ -9,7 +9,6 @@ is like any other: a resume needs neither these words nor the source, and ignore
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +31,6 @@ from electra_dist.checkpoint.shard import FloatArray
 from electra_dist.config import changes, files
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.corpora import Corpora
-from electra_dist.data.tokenize import tokenizer_sha256
 from electra_dist.engine.protocol import Engine
 from electra_dist.errors import UserError
 from electra_dist.model import hub
@@ -41,7 +39,7 @@ from electra_dist.model.padding import stored_shapes
 from electra_dist.resilience.resume import check_state
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.files import read_json_lines
-from electra_dist.runtime.special_tokens import token_ids
+from electra_dist.train.fitting import check_shapes, check_vocabulary, objective_of
 
 EVENTS = {False: "init", True: "fork"}
 """How events.jsonl calls it, by `is_fork`."""
@@ -139,12 +137,15 @@ def open_source(beginning: Beginning, config: RunConfig, corpora: Corpora) -> So
     path = beginning.source
     try:
         if (path / "config.json").is_file() and not (path / "attempts").is_dir():
-            return _hugging_face(beginning, shapes, corpora)
+            return _hugging_face(beginning, shapes, config, corpora)
         info = resolve(path)
         reader = CheckpointReader(info.folder)
         theirs = {name: tuple(shape) for name, shape in reader.manifest.parameters.items()}
-        _check_shapes(beginning, theirs, shapes, must_be_all=True)
-        _check_vocabulary(beginning, reader.state.get("tokenizer_sha256"), info.folder, corpora)
+        objectives = objective_of(info.folder, reader.state), config.objective.name
+        check_shapes(beginning.word, theirs, shapes, objectives, must_be_all=True)
+        check_vocabulary(
+            beginning.word, reader.state.get("tokenizer_sha256"), info.folder, corpora.first
+        )
         if beginning.is_fork:
             return _fork(beginning, info, reader, theirs, config, corpora)
         if beginning.keep_moments and reader.state.get("moments") == "zero":
@@ -239,7 +240,10 @@ def _fork(
 
 
 def _hugging_face(
-    beginning: Beginning, shapes: Mapping[str, tuple[int, ...]], corpora: Corpora
+    beginning: Beginning,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: RunConfig,
+    corpora: Corpora,
 ) -> Source:
     if beginning.is_fork or beginning.keep_moments:
         word = "--keep-moments" if beginning.keep_moments else "--resume-from"
@@ -249,9 +253,10 @@ def _hugging_face(
         )
     imported = hub.read(beginning.source)
     theirs = {name: tuple(value.shape) for name, value in imported.weights.items()}
-    _check_shapes(beginning, theirs, shapes, must_be_all=False)
+    objectives = imported.config.objective.name, config.objective.name
+    check_shapes(beginning.word, theirs, shapes, objectives, must_be_all=False)
     if imported.tokenizer is not None:
-        _check_vocabulary(beginning, None, imported.tokenizer.parent, corpora)
+        check_vocabulary(beginning.word, None, imported.tokenizer.parent, corpora.first)
     data = (beginning.source / "model.safetensors").read_bytes()
     return Source(
         reader=_Tensors(imported.weights),
@@ -273,67 +278,3 @@ def _facts(beginning: Beginning, info: CheckpointInfo, reader: CheckpointReader)
         "source_step": reader.manifest.step,
         "state_xxh3_128": reader.manifest.state_xxh3_128,
     }
-
-
-_WORD_TABLE = "embeddings.word.weight"
-_REMEDIES = {
-    _WORD_TABLE: "build the corpus with the source's tokenizer",
-    "embeddings.position.weight": (
-        "set --model.max_position_embeddings to the source's number: positions are learnt, and "
-        "others have no values to begin with"
-    ),
-}
-
-
-def _check_shapes(
-    beginning: Beginning,
-    theirs: Mapping[str, tuple[int, ...]],
-    ours: Mapping[str, tuple[int, ...]],
-    *,
-    must_be_all: bool,
-) -> None:
-    strange = sorted(theirs.keys() - ours.keys())
-    lacking = sorted(ours.keys() - theirs.keys()) if must_be_all else []
-    for name in [*_REMEDIES, *sorted(theirs)]:
-        if name in theirs and name in ours and theirs[name] != ours[name]:
-            remedy = _REMEDIES.get(name, "give the source's recipe or config")
-            if name == _WORD_TABLE and theirs[name][0] == ours[name][0]:
-                # As wide as the model, for one, in the export of a modern run.
-                remedy = f"set --model.embedding_size {theirs[name][1]}, or begin from its run"
-            raise UserError(
-                f"{beginning.word} holds {name} of shape {list(theirs[name])}, this run's is "
-                f"{list(ours[name])}; {remedy}"
-            )
-    if strange or lacking:
-        which = f"holds {strange[0]}, which" if strange else f"lacks {lacking[0]}, which"
-        has = "this run's model has not" if strange else "this run's model has"
-        raise UserError(f"{beginning.word} {which} {has}; give the source's recipe or config")
-
-
-def _check_vocabulary(
-    beginning: Beginning, sha256: str | None, folder: Path, corpora: Corpora
-) -> None:
-    """By the tokenizer's hash, where the source knows it, or else by the tokens and their ids."""
-    corpus = corpora.first
-    if sha256 is not None and sha256 == corpus.manifest["tokenizer"]["sha256"]:
-        return
-    path = next((p for n in ("tokenizer.json", "vocab.txt") if (p := folder / n).is_file()), None)
-    if path is not None:
-        if tokenizer_sha256(path) == corpus.manifest["tokenizer"]["sha256"]:
-            return
-        if _ids(path) == _ids(corpus.tokenizer_path):
-            return
-    elif sha256 is None:
-        return  # an older checkpoint: the number of tokens has been compared
-    raise UserError(
-        f"{beginning.word} was trained with another vocabulary than the corpus {corpus.folder}; "
-        "build the corpus with the source's tokenizer (corpus build --tokenizer)"
-    )
-
-
-def _ids(path: Path) -> dict[str, int]:
-    """Token -> id."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
-        return {token: number for number, token in enumerate(text.splitlines())}
-    return token_ids(json.loads(text))

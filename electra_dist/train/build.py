@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,12 +15,14 @@ import torch
 
 from electra_dist.checkpoint.store import CheckpointStore
 from electra_dist.config import changes, variables
+from electra_dist.config.accounting import num_parameters
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.store import Array
 from electra_dist.data.stream import CorpusStream, MicroBatch
 from electra_dist.engine.protocol import Engine, StepOptions
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.engine.scaling import LossScale
+from electra_dist.errors import UserError
 from electra_dist.model.electra import JointElectra
 from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.faults import Faults
@@ -257,13 +260,32 @@ def make_engine(
     phases: Phases | None = None,
     special_ids: Mapping[str, int] | None = None,
 ) -> Engine:
-    """The engine that `engine.kind` names, around a module with the seed's initial weights."""
-    model = JointElectra(config, special_ids)
+    """The engine that `engine.kind` names, around a module with the seed's initial weights.
+
+    Raises:
+        UserError: the weights do not fit into the memory of this machine.
+    """
+    try:
+        model = JointElectra(config, special_ids)
+    except (RuntimeError, TypeError, MemoryError) as error:  # TypeError: a size over 64 bits
+        if isinstance(error, MemoryError) or re.search("alloc|overflow", str(error), re.IGNORECASE):
+            raise _too_large(config) from error
+        raise
     if config.engine.kind == "reference":
         return ReferenceEngine(model, config, world, device, phases=phases)
     from electra_dist.engine.deepspeed import DeepSpeedEngine
 
     return DeepSpeedEngine(model, config, world, device, phases=phases)
+
+
+def _too_large(config: RunConfig) -> UserError:
+    names = ("hidden_size", "embedding_size", "num_layers", "max_position_embeddings")
+    sizes = ", ".join(f"model.{name} = {getattr(config.model, name)}" for name in names)
+    return UserError(
+        f"{sizes}: the weights, {4 * num_parameters(config)['joint']:.1e} bytes in fp32, do not "
+        "fit into this machine's memory; make the model smaller (`electra-dist plan` says what "
+        "one needs)"
+    )
 
 
 def _efficiency(run: Run) -> Efficiency:

@@ -18,7 +18,7 @@ from electra_dist.errors import UserError
 from electra_dist.model.objectives import objective_named
 from electra_dist.resilience.faults import Fault, parse_faults
 from electra_dist.resilience.preempt import StopSignals
-from electra_dist.resilience.resume import resumed_config
+from electra_dist.resilience.resume import check_newest_state, resumed_config
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
@@ -150,6 +150,7 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
     config = resumed_config(config, run_folder)
     corpora = Corpora.of(config.data, opened)
     corpora.frozen(config.objective.mask_prob, num_rows=0)
+    check_newest_state(config, run_folder, corpora.fingerprint)
     threads = config.engine.threads_per_rank or max(
         1, (os.cpu_count() or 1) // world.local_world_size
     )

@@ -471,6 +471,23 @@ def test_pack_has_a_seed_of_its_own(
     assert "--mask-prob 15" in one_sentence(capsys)
 
 
+def test_a_trace_beyond_the_schedule_says_so(
+    build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = build("corpus", "--held-out-share", "0.2")
+    assert main(["corpus", "pack", str(corpus), "--length", "32"]) == 0
+    words = ["trace", "--recipe", "tiny", "--data.corpus", str(corpus), "--json"]
+    words += ["--data.sequence_length", "32", "--schedule.num_steps", "20"]
+    words += ["--schedule.warmup_steps", "5", "--steps"]
+    capsys.readouterr()
+    for steps, warnings in (("19:20", 0), ("19:21", 1)):
+        assert main([*words, steps]) == 0
+        said = capsys.readouterr()
+        assert len(json.loads(said.out)["steps"]) == 1 + warnings
+        assert said.err.count("\n") == warnings
+        assert ("beyond schedule.num_steps = 20" in said.err) == bool(warnings)
+
+
 def test_packed_rows_and_their_masks_are_recorded(
     build: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

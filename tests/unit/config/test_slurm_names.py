@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from electra_dist.config.slurm_names import expand_hostlist, expand_tasks_per_node
+from electra_dist.config.slurm_names import expand_hostlist, expand_tasks_per_node, slurm_minutes
 from electra_dist.errors import UserError
 
 
@@ -57,3 +57,29 @@ def test_tasks_per_node_give_back_every_count(runs: list[tuple[int, int]]) -> No
 def test_what_are_no_task_counts_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="SLURM_TASKS_PER_NODE"):
         expand_tasks_per_node(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("90:00", 90),
+        ("90:01", 91),
+        ("1:30:00", 90),
+        ("24:00:00", 1440),
+        ("0:00:20", 1),
+        ("2-12", 3600),
+        ("2-12:30", 3630),
+        ("2-12:30:01", 3631),
+        ("UNLIMITED", None),
+        ("infinite", None),
+    ],
+)
+def test_a_time_limit_in_minutes(text: str, minutes: int | None) -> None:
+    assert slurm_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "abc", "1h", "\u0663", "0", "0:00:00", "1:2:3:4", "-5", "1-"])
+def test_what_is_no_time_limit(text: str) -> None:
+    with pytest.raises(UserError, match="is no time limit; give minutes"):
+        slurm_minutes(text)

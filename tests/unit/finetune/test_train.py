@@ -204,6 +204,22 @@ def test_an_out_folder_of_something_else_is_left_alone(
         finetune(sentiment_config(pretrained, sentiment, tmp_path / "thesis.tex"))
 
 
+def test_a_finished_model_is_left_alone_and_an_unfinished_one_made_again(
+    pretrained: Path, sentiment: Path, tmp_path: Path
+) -> None:
+    config = sentiment_config(pretrained, sentiment, tmp_path, epochs=1, batch_size=160)
+    results = tmp_path / "results.json"
+    results.write_text('{"accuracy": 0.9}')  # somebody else's
+    with pytest.raises(UserError, match="holds files of something else"):
+        finetune(config)
+    results.write_text('{"finished": false, "settings": {}}')
+    finetune(config)
+    written = results.read_bytes()
+    with pytest.raises(UserError, match="holds a finished model already; remove it or give"):
+        finetune(config)
+    assert results.read_bytes() == written
+
+
 def test_a_model_that_does_not_fit_is_refused_before_training(
     pretrained: Path, sentiment: Path, tmp_path: Path
 ) -> None:

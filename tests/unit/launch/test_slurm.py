@@ -1,3 +1,4 @@
+import json
 import shlex
 import signal
 import subprocess
@@ -219,6 +220,22 @@ def test_usr1_does_not_end_the_decision_and_term_does(tmp_path: Path) -> None:
         assert ("decided" in (folder / "out").read_text()) == (name == "usr1")
 
 
+def test_an_array_task_that_is_requeued_leaves_its_finished_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text(f"#!/bin/sh\necho srun >> {tmp_path}/calls\n")
+    (tmp_path / "srun").chmod(0o755)
+    results = tmp_path / "out" / "sst2" / "seed_5" / "results.json"
+    results.parent.mkdir(parents=True)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "1"}
+    script = ROOT / "slurm" / "finetune_array.sbatch"
+    words = ["bash", str(script), "model", str(tmp_path / "out"), "sst2", "3 5", "data"]
+    requeued = {**environ, "SLURM_RESTART_COUNT": "1"}
+    for finished, env in ((False, requeued), (True, environ), (True, requeued)):
+        results.write_text(json.dumps({"finished": finished}, indent=2))
+        subprocess.run(words, env=env, check=True)
+    # A first submission leaves it to electra-dist to refuse a finished folder.
+    assert (tmp_path / "calls").read_text() == "srun\nsrun\n"
+
+
 # ------------------------------------------------------------------------------------- the command
 
 
@@ -275,6 +292,7 @@ def test_a_chain_is_not_requeued_and_ends_with_the_run(
         (["--nodes", "99"], "198 ranks"),
         (["--nodes", "0"], "--nodes 0 must be"),
         (["--chain", "0"], "--chain 0 must be"),
+        (["--time", "abc", "--dry-run"], "--time abc is no time limit; give minutes"),
         (["--cluster", "nowhere"], "--cluster 'nowhere' is not known"),
     ],
 )
@@ -328,6 +346,7 @@ def test_a_name_is_found_and_an_unknown_key_is_not_swallowed(tmp_path: Path) -> 
         ('modules = "cuda"', "modules"),
         ('environment = { "A B" = "c" }', "environment"),
         ("environment = { A = 1 }", "environment"),
+        ('time = "1h"', "cluster.time = 1h is no time limit"),
         ("account =", "TOML"),
     ],
 )

@@ -19,7 +19,7 @@ from electra_dist.config.variables import RANK_COMMAND
 from electra_dist.errors import UserError
 from electra_dist.launch.records import read_lines
 from electra_dist.launch.slurm import Job
-from electra_dist.launch.submitit import MAX_TIMEOUTS, slurm_minutes, submission_text
+from electra_dist.launch.submitit import MAX_TIMEOUTS, submission_text
 from electra_dist.launch.submitit_job import Pretraining
 
 ROOT = Path(__file__).parents[3]
@@ -38,35 +38,13 @@ def test_golden_scripts(name: str) -> None:
     assert submission_text(JOB, cluster) == (GOLDEN / f"{name}.submitit").read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [
-        ("90", 90),
-        ("90:00", 90),
-        ("90:01", 91),
-        ("1:30:00", 90),
-        ("24:00:00", 1440),
-        ("0:00:20", 1),
-        ("2-12", 3600),
-        ("2-12:30", 3630),
-        ("2-12:30:01", 3631),
-    ],
-)
-def test_a_time_limit_in_minutes(text: str, minutes: int) -> None:
-    assert slurm_minutes(text) == minutes
-
-
-@pytest.mark.parametrize("text", ["", "1h", "0", "0:00:00", "1:2:3:4", "-5", "1-"])
-def test_what_is_no_time_limit(text: str) -> None:
-    with pytest.raises(UserError, match="is no time limit; give minutes"):
-        slurm_minutes(text)
-
-
 def test_what_submitit_can_not_be_told() -> None:
     with pytest.raises(UserError, match=r"-C a.*write it as --name=value"):
         submission_text(JOB, ClusterConfig(sbatch=("-C a",)))
     with pytest.raises(UserError, match=r"--time=5.*submitit decides itself"):
         submission_text(JOB, ClusterConfig(sbatch=("--time=5",)))
+    with pytest.raises(UserError, match="--time UNLIMITED: submitit needs a limit"):
+        submission_text(JOB, ClusterConfig(time="UNLIMITED"))
     job = Job(run=Path("/runs/50%"), words=(), num_nodes=1, python="p")
     with pytest.raises(UserError, match=r"can't have a %"):
         submission_text(job, ClusterConfig())

@@ -69,6 +69,10 @@ def model(config: RunConfig, **fields: int) -> RunConfig:
     return replace(config, model=replace(config.model, **fields))
 
 
+def of_objective(config: RunConfig, name: str) -> RunConfig:
+    return replace(config, objective=replace(config.objective, name=name))
+
+
 MISTAKES: dict[str, Callable[[Place], object]] = {
     r"nowhere is neither a complete checkpoint": lambda p: p.open(p.run / "nowhere"),
     r"position.weight of shape \[512, 64\], this run's is \[1024, 64\]; set --model.max_pos": (
@@ -82,6 +86,15 @@ MISTAKES: dict[str, Callable[[Place], object]] = {
     ),
     r"holds discriminator\.encoder\.layers\.1": (
         lambda p: p.open(p.hf, model(p.config, num_layers=1))
+    ),
+    r"--init-from .*run is a model of objective electra, .*; set --objective.name electra, or": (
+        lambda p: p.open(p.run, of_objective(p.config, "mlm"))
+    ),
+    r"--init-from .*hf is a model of objective electra, .*begin from a model of mlm": (
+        lambda p: p.open(p.hf, of_objective(p.config, "mlm"))
+    ),
+    r"shape \[512, 64\], this run's is \[256, 64\]; set --model.max_pos": (
+        lambda p: p.open(p.run, of_objective(model(p.config, max_position_embeddings=256), "mlm"))
     ),
     r"--keep-moments: .*hf is a Hugging Face folder": lambda p: p.open(p.hf, keep_moments=True),
     r"--resume-from: .*hf is a Hugging Face folder": lambda p: p.open(p.hf, is_fork=True),
@@ -227,3 +240,19 @@ def test_a_source_that_is_not_there_is_named_first(
 ) -> None:
     assert main(["pretrain", "--out", str(tmp_path / "run"), word, str(tmp_path / "gone")]) == 2
     assert f"{word} {tmp_path}/gone does not exist" in capsys.readouterr().err
+
+
+def test_a_resume_on_another_corpus_is_refused_before_it_counts_as_an_attempt(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(place.run, run)
+    shutil.copytree(place.corpora.first.folder, corpus)
+    packing = next(corpus.glob("pack_*/manifest.json"))
+    packing.write_text(json.dumps({**json.loads(packing.read_text()), "fingerprint": "0" * 16}))
+    words = ["pretrain", "--out", str(run), "--schedule.stop_step", "1", "--data.corpus"]
+    assert main([*words, str(corpus)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "trained on another corpus" in error
+    assert [folder.name for folder in (run / "attempts").iterdir()] == ["0001"]
