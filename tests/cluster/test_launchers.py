@@ -58,6 +58,7 @@ def test_mpirun(config: Path, numbers: list[Any], tmp_path: Path) -> None:
     assert numbers == finish(tmp_path / "run", *command, launcher="openmpi", **variables)
 
 
+@pytest.mark.slow  # test_hosts.py has the same script on two hosts
 def test_deepspeed(config: Path, tmp_path: Path) -> None:
     """DeepSpeed's engine under its own launcher and under ours."""
     for name in ("ours", "theirs"):
