@@ -70,7 +70,8 @@ class Board:
             OSError: the disk is full; what could not be written is lost.
         """
         data = self._unwritten + record
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._unwritten:
+            self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / self._name).open("ab", buffering=0) as file:
             if file.write(data) != len(data):
                 raise OSError(f"{file.name} could not be written whole")

@@ -150,7 +150,8 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
     config = resumed_config(config, run_folder)
     corpora = Corpora.of(config.data, opened)
     corpora.frozen(config.objective.mask_prob, num_rows=0)
-    check_newest_state(config, run_folder, corpora.fingerprint)
+    if world.is_leader:  # one look at what all ranks share; they end on what it finds
+        check_newest_state(config, run_folder, corpora.fingerprint)
     threads = config.engine.threads_per_rank or max(
         1, (os.cpu_count() or 1) // world.local_world_size
     )
