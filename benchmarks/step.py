@@ -10,8 +10,7 @@ every round, the other way about in every second one; ratios are the medians of 
 `transformers, all positions` hands the generator its `labels`, so logits and the loss are made at
 every position; `gathered` picks the masked hidden vectors first. Both sample at the masked slots,
 by the Gumbel trick, in processes of their own with PyTorch's settings; ours and the products keep
-freed memory, as a run of ours does. `compiled` is `engine.compile = true`, which takes a minute at
-the start.
+freed memory, as a run of ours does.
 
 `matrix products` runs every product of the step, forward and backward, alone, with the shapes and
 layouts of the step (listed), each as often as the step does: a step that did nothing else would
@@ -32,7 +31,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +127,6 @@ def ratio(top: list[float], bottom: list[float]) -> float:
 def measure_step(rounds: int, clock: str) -> dict[str, Any]:
     """Ours, transformers and the bare products; full rows and real ones."""
     config = joint_rows.small()
-    compiled = replace(config, engine=replace(config.engine, compile=True))
     full = joint_rows.full_rows(config)
     real = joint_rows.real_rows(config)
     num_real = int(real.num_tokens_B.sum())
@@ -144,7 +141,6 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
         seconds = interleave(
             {
                 "ours, full rows": timed(ours(config, [full]), clock),
-                "ours, compiled, full rows": timed(ours(compiled, [full]), clock),
                 "matrix products, full rows": timed(products.runner(bare["full"]), clock),
                 "transformers, gathered": gathered,
                 "transformers, all positions": everywhere,
@@ -159,13 +155,12 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
         "shapes": [str(shape) for shape in bare["full"]],
         "tokens": {"full": NUM_ROWS * config.data.sequence_length, "real": num_real},
         "ratios": {
-            **{
-                f"transformers, {way} / {mine}": ratio(
-                    seconds[f"transformers, {way}"], seconds[f"{mine}, full rows"]
-                )
-                for mine in ("ours", "ours, compiled")
-                for way in ("all positions", "gathered")
-            },
+            "transformers, all positions / ours": ratio(
+                seconds["transformers, all positions"], seconds["ours, full rows"]
+            ),
+            "transformers, gathered / ours": ratio(
+                seconds["transformers, gathered"], seconds["ours, full rows"]
+            ),
             "FLOP/s of full rows / of products": ratio(
                 seconds["matrix products, full rows"], seconds["ours, full rows"]
             ),
