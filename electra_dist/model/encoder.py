@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
 from electra_dist.model.padding import WordTable
+from electra_dist.model.places import in_rows, tokens_of
 
 Direction = Literal["both", "left_to_right", "right_to_left"]
 
@@ -66,8 +67,8 @@ class Layout(NamedTuple):
 
     num_rows: int
     length: int
-    mask_B1QL: Tensor | None
-    """True where a query may read a key (Q: 1 or L); None: always."""
+    bias_B1QL: Tensor | None
+    """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
     places_T: Tensor | None
     """int64, places of the real tokens among the B L; None where all are computed."""
 
@@ -87,25 +88,30 @@ class Layer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None = None) -> Tensor:
-        """One layer; `keys_S` are those of its dropout sites, None for no dropout."""
-        weights_key, attended_key, out_key = (None,) * 3 if keys_S is None else keys_S.unbind(0)
-        attended_TD = self.attention_output(self._attend(hidden_TD, layout, weights_key))
-        hidden_TD = self.attention_layer_norm(
-            ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_key)
+    def forward(self, hidden_TD: Tensor, layout: Layout, noise_S: Tensor | None = None) -> Tensor:
+        """One layer; `noise_S` is that of its dropout sites, None for no dropout."""
+        weights_noise, attended_noise, out_noise = (
+            (None,) * 3 if noise_S is None else noise_S.unbind(0)
         )
-        out_TD = self.ffn_out(F.gelu(self.ffn_in(hidden_TD)))
+        attended_TD = ops.linear(
+            self._attend(hidden_TD, layout, weights_noise), self.attention_output
+        )
+        hidden_TD = self.attention_layer_norm(
+            ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_noise)
+        )
+        out_TD = ops.linear(F.gelu(ops.linear(hidden_TD, self.ffn_in)), self.ffn_out)
         normed_TD: Tensor = self.ffn_layer_norm(
-            ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_key)
+            ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_noise)
         )
         return normed_TD
 
-    def _attend(self, hidden_TD: Tensor, layout: Layout, key: Tensor | None) -> Tensor:
+    def _attend(self, hidden_TD: Tensor, layout: Layout, noise: Tensor | None) -> Tensor:
         """Attention within rows: what is left out of T stands as zeros that no token reads."""
         width = hidden_TD.shape[-1]
-        qkv = in_rows(self.qkv(hidden_TD), layout.num_rows, layout.length, layout.places_T)
+        qkv_TD = ops.linear(hidden_TD, self.qkv)
+        qkv = in_rows(qkv_TD, layout.num_rows, layout.length, layout.places_T)
         qkv_BL3HA = qkv.view(*qkv.shape[:2], 3, self.num_heads, width // self.num_heads)
-        context_BLD = ops.attention(qkv_BL3HA, layout.mask_B1QL, self.attention_dropout, key)
+        context_BLD = ops.attention(qkv_BL3HA, layout.bias_B1QL, self.attention_dropout, noise)
         return tokens_of(context_BLD, layout.places_T)
 
 
@@ -114,6 +120,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, num_layers: int, width: int, num_heads: int) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.embeddings_project = (
             nn.Linear(config.embedding_size, width) if config.embedding_size != width else None
         )
@@ -154,53 +161,48 @@ class Encoder(nn.Module):
         mask_B1QL = attention_mask(attention_mask_BL, block_ids_BL)
         if self.direction != "both":
             mask_B1QL = causal_mask(mask_B1QL, length, self.direction, embedded_BLE.device)
-        layout = Layout(num_rows, length, mask_B1QL, places_T)
+        bias_B1QL = ops.attention_bias(mask_B1QL, embedded_BLE)
+        layout = Layout(num_rows, length, bias_B1QL, places_T)
         hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
+        masks = (num_rows * length * self.num_heads, max(length, hidden_TD.shape[-1]))
         for number, layer in enumerate(self.layers):
             first = SITES_PER_LAYER * number
             hidden_TD = run_layer(
                 layer,
                 hidden_TD,
                 layout,
-                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
+                layer_noise(keys_S, first, masks),
                 recompute=self.recompute,
                 compiled=self.compiled,
             )
         return in_rows(hidden_TD, num_rows, length, places_T)
 
 
-def tokens_of(rows_BLD: Tensor, places_T: Tensor | None) -> Tensor:
-    """The tokens that are computed, [T, D]: those at `places_T`, or all."""
-    tokens_TD = rows_BLD.flatten(0, 1)
-    return tokens_TD if places_T is None else tokens_TD[places_T]
-
-
-def in_rows(tokens_TD: Tensor, num_rows: int, length: int, places_T: Tensor | None) -> Tensor:
-    """Tokens back in their rows, [B, L, D]; zeros where none was computed."""
-    if places_T is not None:
-        all_TD = tokens_TD.new_zeros(num_rows * length, tokens_TD.shape[-1])
-        tokens_TD = all_TD.index_copy(0, places_T, tokens_TD)
-    return tokens_TD.view(num_rows, length, -1)
-
-
 def run_layer(
     layer: nn.Module,
     hidden_TD: Tensor,
     layout: NamedTuple,
-    keys_S: Tensor | None,
+    noise_S: Tensor | None,
     *,
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
     """One layer of either backbone, computed again in the backward pass and compiled if asked."""
-    kind: Any = type(layer)  # to mypy no class is hashable
-    run = partial(compiled_layer(kind), layer) if compiled else layer
+    run: Any = layer
+    if compiled:
+        kind: Any = type(layer)  # to mypy no class is hashable
+        run = partial(compiled_layer(kind), layer)
+        # The towers differ in these sizes: torch would make both a variable of the same code, which
+        # it then does not vectorise. What varies is T.
+        torch._dynamo.mark_static(hidden_TD, 1)
+        if noise_S is not None:
+            torch._dynamo.mark_static(noise_S)
     if recompute and torch.is_grad_enabled():
         # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda)
-    output_TD: Tensor = run(hidden_TD, layout, keys_S)
+    output_TD: Tensor = run(hidden_TD, layout, noise_S)
     return output_TD
 
 
@@ -213,8 +215,20 @@ def compiled_layer(kind: Any) -> Callable[..., Tensor]:
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True
+    # Two towers, with and without gradient, with and without padding, T seen once and T varying.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled: Callable[..., Tensor] = torch.compile(kind.forward)
     return compiled
+
+
+def layer_noise(keys_S: Tensor | None, first: int, masks: tuple[int, int]) -> Tensor | None:
+    """`ops.noise` of the sites of the layer whose first site it is; None in evaluation.
+
+    `masks` are the most rows and columns that a mask of the layer has.
+    """
+    if keys_S is None:
+        return None
+    return ops.noise(keys_S[first : first + SITES_PER_LAYER], masks)
 
 
 def draw_keys(encoder: nn.Module, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

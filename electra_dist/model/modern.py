@@ -24,11 +24,14 @@ from torch.autograd.function import once_differentiable
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops
-from electra_dist.model.encoder import attention_mask, in_rows, run_layer, tokens_of
+from electra_dist.model.encoder import (
+    SITES_PER_LAYER,
+    attention_mask,
+    layer_noise,
+    run_layer,
+)
 from electra_dist.model.padding import WordTable, vocabulary_logits
-
-SITES_PER_LAYER = 3
-"""Attention weights, attention output, ffn output: what is dropped in a layer."""
+from electra_dist.model.places import in_rows, tokens_of
 
 
 class Embeddings(nn.Module):
@@ -63,8 +66,8 @@ class Layout(NamedTuple):
 
     num_rows: int
     length: int
-    mask_B1QL: Tensor | None
-    """True where a query may read a key (Q: 1 or L); None: always."""
+    bias_B1QL: Tensor | None
+    """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
     places_T: Tensor | None
     """int64, places of the real tokens among the B L; None where all are computed."""
     angles: Angles
@@ -91,25 +94,27 @@ class Layer(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, hidden_TD: Tensor, layout: Layout, keys_S: Tensor | None = None) -> Tensor:
-        """One layer; `keys_S` are those of its dropout sites, None for no dropout."""
-        weights_key, attended_key, out_key = (None,) * 3 if keys_S is None else keys_S.unbind(0)
+    def forward(self, hidden_TD: Tensor, layout: Layout, noise_S: Tensor | None = None) -> Tensor:
+        """One layer; `noise_S` is that of its dropout sites, None for no dropout."""
+        weights_noise, attended_noise, out_noise = (
+            (None,) * 3 if noise_S is None else noise_S.unbind(0)
+        )
         normed_TD = hidden_TD
         if self.attention_layer_norm is not None:
             normed_TD = self.attention_layer_norm(hidden_TD)
-        attended_TD = self.attention_output(self._attend(normed_TD, layout, weights_key))
-        hidden_TD = ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_key)
+        attended_TD = self.attention_output(self._attend(normed_TD, layout, weights_noise))
+        hidden_TD = ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_noise)
         inner_TF, gate_TF = self.ffn_in(self.ffn_layer_norm(hidden_TD)).chunk(2, dim=-1)
         out_TD = self.ffn_out(F.gelu(inner_TF) * gate_TF)
-        return ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_key)
+        return ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_noise)
 
-    def _attend(self, normed_TD: Tensor, layout: Layout, key: Tensor | None) -> Tensor:
+    def _attend(self, normed_TD: Tensor, layout: Layout, noise: Tensor | None) -> Tensor:
         """Attention within rows: what is left out of T stands as zeros that no token reads."""
         width = normed_TD.shape[-1]
         qkv = in_rows(self.qkv(normed_TD), layout.num_rows, layout.length, layout.places_T)
         qkv_BL3HA = qkv.view(*qkv.shape[:2], 3, self.num_heads, width // self.num_heads)
         rotated_BL3HA: Tensor = _Rotate.apply(qkv_BL3HA, *layout.angles)
-        context_BLD = ops.attention(rotated_BL3HA, layout.mask_B1QL, self.attention_dropout, key)
+        context_BLD = ops.attention(rotated_BL3HA, layout.bias_B1QL, self.attention_dropout, noise)
         return tokens_of(context_BLD, layout.places_T)
 
 
@@ -119,6 +124,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, num_layers: int, width: int, num_heads: int) -> None:
         super().__init__()
         self.config = config
+        self.num_heads = num_heads
         self.head_width = width // num_heads
         self.embeddings_project = (
             nn.Linear(config.embedding_size, width, bias=False)
@@ -167,12 +173,13 @@ class Encoder(nn.Module):
             Layout(
                 num_rows,
                 length,
-                mask,
+                ops.attention_bias(mask, hidden_TD),
                 places_T,
                 self._angles(theta, hidden_TD, length, position_ids_BL),
             )
             for mask, theta in ((far, config.rope_theta), (near, config.local_rope_theta))
         )
+        masks = (num_rows * length * self.num_heads, max(length, hidden_TD.shape[-1]))
         for number, layer in enumerate(self.layers):
             is_global = number % self.config.global_attention_every == 0
             first = 1 + SITES_PER_LAYER * number
@@ -180,7 +187,7 @@ class Encoder(nn.Module):
                 layer,
                 hidden_TD,
                 everywhere if is_global else nearby,
-                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
+                layer_noise(keys_S, first, masks),
                 recompute=self.recompute,
                 compiled=self.compiled,
             )

@@ -13,10 +13,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from electra_dist.model import random
+
+
+def noise(keys_S2: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """What dropout at the sites takes, one row each, for values of up to a shape.
+
+    On CUDA torch's kernels draw for themselves, and a row says no more than that there is dropout.
+    """
+    return keys_S2 if keys_S2.is_cuda else random.site_words(keys_S2, shape)
 
 
 def dropout(values: Tensor, p: float, key: Tensor | None) -> Tensor:
@@ -25,19 +34,33 @@ def dropout(values: Tensor, p: float, key: Tensor | None) -> Tensor:
         return values
     if values.is_cuda:
         return F.dropout(values, p)
-    mask = random.keep_mask(key, values.shape, p, values).mul_(random.keep_scale(p))
-    return values * mask
+    return values * _kept(random.site_words(key[None], values.shape)[0], p, values)
 
 
-def add_dropped(residual: Tensor, values: Tensor, p: float, key: Tensor | None) -> Tensor:
-    """Residual + dropout(values), one pass over them each way."""
-    if key is None or p == 0.0:
+def add_dropped(residual: Tensor, values: Tensor, p: float, words: Tensor | None) -> Tensor:
+    """Residual + dropout(values), one pass over them each way; `words` are the site's `noise`."""
+    if words is None or p == 0.0:
         return residual + values
     if values.is_cuda:
         return residual + F.dropout(values, p)
-    mask = random.keep_mask(key, values.shape, p, values).mul_(random.keep_scale(p))
-    added: Tensor = _AddMasked.apply(residual, values, mask)
+    if torch.compiler.is_compiling():
+        # Kept for the backward pass the mask would be written by the element, which takes five
+        # times as long as all else in its loop: it is made again there, and never written.
+        dropped: Tensor = checkpoint(
+            _dropped, values, words, p, use_reentrant=False, preserve_rng_state=False
+        )
+        return residual + dropped
+    added: Tensor = _AddMasked.apply(residual, values, _kept(words, p, values))
     return added
+
+
+def _dropped(values: Tensor, words: Tensor, p: float) -> Tensor:
+    return values * _kept(words, p, values)
+
+
+def _kept(words: Tensor, p: float, values: Tensor) -> Tensor:
+    """What values are multiplied by: 0 or 1 / (1 - p)."""
+    return random.keep_mask(words, values.shape, p, values).mul_(random.keep_scale(p))
 
 
 class _AddMasked(torch.autograd.Function):
@@ -55,28 +78,43 @@ class _AddMasked(torch.autograd.Function):
         return gradient, gradient * mask, None
 
 
-def attention(qkv_BL3HA: Tensor, mask_B1QL: Tensor | None, p: float, key: Tensor | None) -> Tensor:
+def attention_bias(mask_B1QL: Tensor | None, like: Tensor) -> Tensor | None:
+    """What `attention` adds to its scores, for all layers at once: 0 where the mask is True, -inf.
+
+    In the type of `like`; None where there is no mask.
+    """
+    if mask_B1QL is None:
+        return None
+    bias_B1QL = torch.zeros_like(mask_B1QL, dtype=like.dtype)
+    return bias_B1QL.masked_fill_(~mask_B1QL, float("-inf"))
+
+
+def attention(
+    qkv_BL3HA: Tensor, bias_B1QL: Tensor | None, p: float, words: Tensor | None
+) -> Tensor:
     """Softmax(query key' / sqrt(A)) value, with dropout on the weights: [B, L, D].
 
     Args:
         qkv_BL3HA: queries, keys and values.
-        mask_B1QL: True where a query may read a key (Q: 1 or L); every query may read one at least.
-        p: dropout, where there is a key.
-        key: of the dropout site; None in evaluation.
+        bias_B1QL: from `attention_bias` (Q: 1 or L); every query may read one key at least.
+        p: dropout, where there are words.
+        words: the site's `noise`; None in evaluation.
     """
     batch, length, _, heads, width = qkv_BL3HA.shape
-    dropout_p = 0.0 if key is None else p
+    dropout_p = 0.0 if words is None else p
     qkv_3BHLA = qkv_BL3HA.permute(2, 0, 3, 1, 4)
     if qkv_BL3HA.is_cuda or dropout_p == 0.0:
         query_BHLA, key_BHLA, value_BHLA = qkv_3BHLA.unbind(0)
+        if bias_B1QL is not None:
+            bias_B1QL = bias_B1QL.to(query_BHLA.dtype)
         context_BHLA = F.scaled_dot_product_attention(
-            query_BHLA, key_BHLA, value_BHLA, attn_mask=mask_B1QL, dropout_p=dropout_p
+            query_BHLA, key_BHLA, value_BHLA, attn_mask=bias_B1QL, dropout_p=dropout_p
         )
     else:
-        assert key is not None
-        keep_BHLL = random.keep_mask(key, (batch, heads, length, length), p, qkv_BL3HA)
+        assert words is not None
+        keep_BHLL = random.keep_mask(words, (batch, heads, length, length), p, qkv_BL3HA)
         context_BHLA = _DroppedAttention.apply(
-            qkv_3BHLA, mask_B1QL, keep_BHLL, random.keep_scale(p)
+            qkv_3BHLA, bias_B1QL, keep_BHLL, random.keep_scale(p)
         )
     return context_BHLA.transpose(1, 2).reshape(batch, length, heads * width)
 
@@ -90,15 +128,13 @@ class _DroppedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv_3BHLA: Tensor, mask_B1QL: Tensor | None, keep_BHLL: Tensor, scale: float
+        ctx: Any, qkv_3BHLA: Tensor, bias_B1QL: Tensor | None, keep_BHLL: Tensor, scale: float
     ) -> Tensor:
         _, batch, heads, length, width = qkv_3BHLA.shape
         qkv_3XLA = qkv_3BHLA.reshape(3, batch * heads, length, width)
         query_XLA, key_XLA, value_XLA = qkv_3XLA.unbind(0)
         scores_XLL = _product(query_XLA, key_XLA.mT, width**-0.5)
-        if mask_B1QL is not None:
-            bias_B1QL = torch.zeros_like(mask_B1QL, dtype=scores_XLL.dtype)
-            bias_B1QL.masked_fill_(~mask_B1QL, float("-inf"))
+        if bias_B1QL is not None:
             scores_XLL.view(keep_BHLL.shape).add_(bias_B1QL)
         weights_XLL = torch.softmax(scores_XLL, dim=-1)
         dropped_XLL = keep_BHLL.view(scores_XLL.shape).mul_(weights_XLL)
@@ -129,6 +165,18 @@ class _DroppedAttention(torch.autograd.Function):
             gradient_BHLA = gradient.view(batch, heads, length, width)
             gradient_BL3HA[:, :, number] = gradient_BHLA.transpose(1, 2)
         return gradient_BL3HA.permute(2, 0, 3, 1, 4), None, None, None
+
+
+def linear(values: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer's product with its bias; compiled off CUDA the bias joins the loop behind it.
+
+    There a product with a bias copies the bias over its output first (3 % of a step of `small`).
+    The two shapes keep torch's compiler from making one operation of the two again.
+    """
+    if values.is_cuda or not torch.compiler.is_compiling():
+        out: Tensor = layer(values)
+        return out
+    return torch.mm(values, layer.weight.t()).unsqueeze(0).squeeze(0) + layer.bias
 
 
 def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:

@@ -21,7 +21,6 @@ SAMPLING_SITE = 2
 INIT_SITE = 3
 
 _LANE_VALUES = 2**16
-_ROW_WORDS = 1024
 _MULTIPLIERS = (0x7FEB352D, -0x7B935975)  # of lowbias32; the second is 0x846CA68B as int32
 
 
@@ -53,35 +52,58 @@ def keep_scale(p: float) -> float:
     return _LANE_VALUES / (_LANE_VALUES - dropped_lanes(p))
 
 
-def keep_mask(key: Tensor, shape: torch.Size | tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """1 where an element is kept, 0 where it is dropped; type and device are those of `like`.
+def site_words(keys_S2: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """What masks of up to a shape are made of: hashes, int32 [sites, words].
 
-    A word serves two elements, 16 bits each. It mixes the sum of a row's hash and a column's, so
-    that the words themselves take one multiplication: a tenth of the time of bernoulli on a CPU.
-
-    Args:
-        key: one row of `site_keys`: start and stride.
-        shape: of the mask.
-        p: share to drop; 0 < p < 1.
-        like: a tensor of the wanted dtype and device.
+    lowbias32 (C. Wellons) of start + stride i: for each column, then for each pair of rows.
     """
-    num_elements = math.prod(shape)
-    num_rows = -(-num_elements // (2 * _ROW_WORDS))
-    hashes = _hashed(key, _ROW_WORDS + num_rows, like.device)
-    words_RC = hashes[_ROW_WORDS:, None] + hashes[:_ROW_WORDS]  # rows' and columns'
-    shifted_RC = words_RC >> 15
-    words_RC.bitwise_xor_(shifted_RC).mul_(_MULTIPLIERS[0])
-    # int32 shifts copy the sign. Before a multiplication that costs one bit of 32; here the upper
-    # lane would never be negative.
-    torch.bitwise_right_shift(words_RC, 16, out=shifted_RC).bitwise_and_(0xFFFF)
-    lanes = words_RC.bitwise_xor_(shifted_RC).view(torch.int16).view(-1)[:num_elements].view(shape)
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return torch.ge(lanes, dropped_lanes(p) - _LANE_VALUES // 2, out=mask)
-
-
-def _hashed(key: Tensor, count: int, device: torch.device) -> Tensor:
-    """lowbias32 (C. Wellons) of start + stride i for i = 0 .. count - 1: int32."""
-    words = torch.arange(count, dtype=torch.int32, device=device) * key[1] + key[0]
+    columns, num_pairs = _matrix(shape)
+    numbers = torch.arange(columns + num_pairs, dtype=torch.int32, device=keys_S2.device)
+    words = numbers * keys_S2[:, 1:] + keys_S2[:, :1]
     for shift, multiplier in zip((16, 15), _MULTIPLIERS, strict=True):
         words = (words ^ (words >> shift)) * multiplier
     return words ^ (words >> 16 & 0xFFFF)
+
+
+def keep_mask(words: Tensor, shape: torch.Size | tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    """1 where an element is kept, 0 where it is dropped; type and device are those of `like`.
+
+    A word serves an element of an even row and the one below it, 16 bits each. It mixes the sum of
+    a hash of these rows and a hash of the column, so that words themselves take one multiplication:
+    a tenth of the time of bernoulli on a CPU. Compiled, it is a lane an element, all of which stays
+    in the registers of the loop that uses the mask.
+
+    Args:
+        words: of the site, from `site_words`: of this shape, or of more rows and columns.
+        shape: of the mask; its last dimension are the columns.
+        p: share to drop; 0 < p < 1.
+        like: a tensor of the wanted dtype and device.
+    """
+    columns, num_pairs = _matrix(shape)
+    num_rows = math.prod(shape[:-1])
+    columns_C, pairs_P = words[:columns], words[columns : columns + num_pairs]
+    least = (dropped_lanes(p) - _LANE_VALUES // 2) << 16  # of a kept lane, in the upper 16 bits
+    if torch.compiler.is_compiling():
+        rows_R = pairs_P.repeat_interleave(2)[:num_rows]
+        odd_R = torch.arange(num_rows, dtype=torch.int32, device=words.device) & 1
+        words_RC = _mixed(rows_R[:, None] + columns_C)
+        # int32 shifts copy the sign, which would be xored into the upper lane: never negative.
+        words_RC = words_RC ^ (words_RC >> 16 & 0xFFFF)
+        lanes_RC = words_RC << ((1 - odd_R) << 4)[:, None]
+        return (lanes_RC >= least).to(like.dtype).view(shape)
+    words_PC = _mixed(pairs_P[:, None] + columns_C)
+    mask_P2C = torch.empty(num_pairs, 2, columns, dtype=like.dtype, device=like.device)
+    torch.ge(words_PC, least, out=mask_P2C[:, 1])
+    lower_PC = words_PC.bitwise_xor_(words_PC >> 16).bitwise_left_shift_(16)
+    torch.ge(lower_PC, least, out=mask_P2C[:, 0])
+    return mask_P2C.view(-1, columns)[:num_rows].view(shape)
+
+
+def _matrix(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:
+    """Columns, and pairs of rows."""
+    return (shape[-1] if shape else 1), (math.prod(shape[:-1]) + 1) // 2
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Each of the upper 16 bits depends on all bits of the word; the lower ones need them xored."""
+    return (words ^ (words >> 15)) * _MULTIPLIERS[0]

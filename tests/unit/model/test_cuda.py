@@ -52,9 +52,10 @@ def test_losses_and_logits_are_those_of_the_cpu(
 
 
 def test_masks_of_lanes_are_those_of_the_cpu() -> None:
-    key = random.site_keys(1, torch.device("cpu"))[0]
-    here = random.keep_mask(key, (3, 5000), 0.1, torch.ones(1))
-    there = random.keep_mask(key.to(CUDA), (3, 5000), 0.1, torch.ones(1, device=CUDA))
+    keys, shape = random.site_keys(1, torch.device("cpu")), (3, 5000)
+    here = random.keep_mask(random.site_words(keys, shape)[0], shape, 0.1, torch.ones(1))
+    words = random.site_words(keys.to(CUDA), shape)[0]
+    there = random.keep_mask(words, shape, 0.1, torch.ones(1, device=CUDA))
     assert torch.equal(here, there.cpu())
 
 
@@ -77,9 +78,9 @@ def test_a_pass_is_repeated_bit_by_bit_from_its_key_with_and_without_recomputati
 
 def test_bf16_rows_without_padding_run_flash_attention_with_dropout() -> None:
     qkv = torch.randn(2, 128, 3, 4, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
-    key = random.site_keys(1, CUDA)[0]
+    noise = ops.noise(random.site_keys(1, CUDA), (2, 4, 128, 128))[0]
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where that kernel cannot serve
-        ops.attention(qkv, None, 0.1, key).float().square().sum().backward()
+        ops.attention(qkv, None, 0.1, noise).float().square().sum().backward()
     assert qkv.grad is not None
     assert qkv.grad.isfinite().all()
 
@@ -88,8 +89,10 @@ def test_packed_rows_run_the_memory_efficient_kernel_with_their_mask() -> None:
     qkv = torch.randn(2, 128, 3, 4, 64, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
     blocks = torch.arange(128, device=CUDA).expand(2, -1) // 32
     mask = (blocks[:, :, None] == blocks[:, None, :]).unsqueeze(1)
+    noise = ops.noise(random.site_keys(1, CUDA), (2, 4, 128, 128))[0]
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-        ops.attention(qkv, mask, 0.1, random.site_keys(1, CUDA)[0]).float().sum().backward()
+        bias = ops.attention_bias(mask, qkv)
+        ops.attention(qkv, bias, 0.1, noise).float().sum().backward()
     assert qkv.grad is not None
     assert qkv.grad.isfinite().all()
 

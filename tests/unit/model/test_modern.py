@@ -158,8 +158,8 @@ def test_a_layer_is_the_pre_norm_formula(
     hidden = torch.randn(7, 128, generator=torch.Generator().manual_seed(0))
     hidden = hidden.double()
     angles = encoder._angles(100.0, hidden, 7, None)  # made in float32
-    mask = local_mask(None, None, 7, 2 * reach, hidden.device)
-    found = layer.double()(hidden, Layout(1, 7, mask, None, angles))
+    bias = ops.attention_bias(local_mask(None, None, 7, 2 * reach, hidden.device), hidden)
+    found = layer.double()(hidden, Layout(1, 7, bias, None, angles))
     torch.testing.assert_close(found, naive_layer(layer, hidden, reach, 100.0), rtol=0, atol=1e-5)
 
 
@@ -193,7 +193,8 @@ def test_a_token_of_a_local_layer_reads_its_window_alone(
     assert isinstance(encoder, modern.Encoder)
     hidden = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
     angles = encoder._angles(1e4, hidden, 24, None)
-    layout = Layout(1, 24, local_mask(None, None, 24, 6, hidden.device), None, angles)
+    bias = ops.attention_bias(local_mask(None, None, 24, 6, hidden.device), hidden)
+    layout = Layout(1, 24, bias, None, angles)
     other = hidden.clone()
     other[10] += torch.randn(128, generator=torch.Generator().manual_seed(1))
     layer = encoder.layers[1]
@@ -272,10 +273,10 @@ def test_dropout_lies_behind_embeddings_attention_weights_and_both_outputs(
     shapes, keys = [], set()
     keep_mask = random.keep_mask
 
-    def spy(key: Tensor, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    def spy(words: Tensor, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
         shapes.append(len(shape))
-        keys.add((int(key[0]), int(key[1])))
-        return keep_mask(key, shape, p, like)
+        keys.add((int(words[0]), int(words[1])))
+        return keep_mask(words, shape, p, like)
 
     monkeypatch.setattr(random, "keep_mask", spy)
     gradients(JointElectra(config), make_batch(config, [24]))

@@ -22,8 +22,12 @@ def site_key() -> Tensor:
     return random.site_keys(1, torch.device("cpu"))[0]
 
 
+def words(shape: tuple[int, ...]) -> Tensor:
+    return ops.noise(site_key()[None], shape)[0]
+
+
 def scaled_mask(shape: tuple[int, ...]) -> Tensor:
-    mask = random.keep_mask(site_key(), shape, P, torch.ones(1, dtype=torch.float64))
+    mask = random.keep_mask(words(shape), shape, P, torch.ones(1, dtype=torch.float64))
     return mask / (1 - P)  # 0.25 is a whole number of lanes
 
 
@@ -57,7 +61,7 @@ def test_dropped_attention_is_softmax_mask_and_product(masked: str) -> None:
         "blocks": (blocks_BL[:, :, None] == blocks_BL[:, None, :]).unsqueeze(1),
     }[masked]
     assert_same(
-        lambda qkv: ops.attention(qkv, mask, P, site_key()),
+        lambda qkv: ops.attention(qkv, ops.attention_bias(mask, qkv), P, words((3, 2, 5, 5))),
         lambda qkv: naive_attention(qkv, mask),
         noise(3, 5, 3, 2, 4),
     )
@@ -65,10 +69,10 @@ def test_dropped_attention_is_softmax_mask_and_product(masked: str) -> None:
 
 def test_attention_without_dropout_is_that_of_torch() -> None:
     qkv = noise(2, 5, 3, 2, 4)
-    without_key = ops.attention(qkv, None, P, None)
-    torch.testing.assert_close(without_key, ops.attention(qkv, None, 0.0, site_key()))
+    without_noise = ops.attention(qkv, None, P, None)
+    torch.testing.assert_close(without_noise, ops.attention(qkv, None, 0.0, words((2, 2, 5, 5))))
     wanted = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-    torch.testing.assert_close(without_key, wanted.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(without_noise, wanted.transpose(1, 2).flatten(2))
 
 
 def test_dropout_and_its_sum_are_products_with_the_scaled_mask() -> None:
@@ -76,7 +80,7 @@ def test_dropout_and_its_sum_are_products_with_the_scaled_mask() -> None:
     assert 0 < (mask == 0).sum() < 30
     assert_same(lambda x: ops.dropout(x, P, site_key()), lambda x: x * mask, noise(6, 5))
     assert_same(
-        lambda x, y: ops.add_dropped(x, y, P, site_key()),
+        lambda x, y: ops.add_dropped(x, y, P, words((6, 5))),
         lambda x, y: x + y * mask,
         noise(6, 5),
         noise(6, 5, seed=1),

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from hypothesis import given
+import torch._dynamo
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -53,10 +54,14 @@ def test_neighbouring_keys_never_share_a_seed_and_their_order_matters() -> None:
     assert len(seeds) == 8 * 8 * 8 * 3
 
 
+def mask_of(key: Tensor, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    return random.keep_mask(random.site_words(key[None], shape)[0], shape, p, like)
+
+
 def dropout_mask(seed: int, step: int, micro_batch: int) -> list[float]:
     random.seed_dropout(seed, step, micro_batch)
     key = random.site_keys(1, torch.device("cpu"))[0]
-    mask: list[float] = random.keep_mask(key, (64,), 0.5, torch.ones(1)).tolist()
+    mask: list[float] = mask_of(key, (64,), 0.5, torch.ones(1)).tolist()
     return mask
 
 
@@ -90,64 +95,89 @@ def test_sampling_noise_is_uniform_below_one() -> None:
     assert counts.tolist() == pytest.approx([5000] * 10, abs=5 * 5000**0.5)
 
 
-def masks(num_sites: int, size: int, p: float) -> Tensor:
+def masks(num_sites: int, shape: tuple[int, ...], p: float) -> Tensor:
     random.seed_dropout(0, 0, 0)
     keys = random.site_keys(num_sites, torch.device("cpu"))
-    return torch.stack([random.keep_mask(key, (size,), p, torch.ones(1)) for key in keys])
+    words = random.site_words(keys, shape)
+    return torch.stack([random.keep_mask(of_site, shape, p, torch.ones(1)) for of_site in words])
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (8192, 128), (64, 16384)])
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
-def test_a_mask_drops_its_share_in_every_lane_row_and_column(p: float) -> None:
-    size = 1 << 20
-    mask = masks(1, size, p)[0]
+def test_a_mask_drops_its_share_in_every_row_column_and_lane(
+    shape: tuple[int, int], p: float
+) -> None:
+    mask = masks(1, shape, p)[0]
     share = random.dropped_lanes(p) / 2**16
     assert share == pytest.approx(p, abs=2**-17)
     assert random.keep_scale(p) == pytest.approx(1 / (1 - share))
     assert set(mask.unique().tolist()) == {0.0, 1.0}
-    words = mask.view(-1, 1024, 2)  # rows and columns of words, and two lanes
+    lanes = mask.view(shape[0] // 2, 2, shape[1])
     for dims in ((0, 1), (1, 2), (0, 2)):
-        kept = words.sum(dims)
-        each = size / len(kept)
+        kept = lanes.sum(dims)
+        each = mask.numel() / len(kept)
         deviation = (each * share * (1 - share)) ** 0.5
-        assert ((kept - each * (1 - share)).abs() < 5.5 * deviation).all()
+        # 4: the tail of a small count is longer than the normal distribution's.
+        assert ((kept - each * (1 - share)).abs() < 5.5 * deviation + 4).all()
 
 
 def test_dropping_a_tenth_drops_6554_of_65536() -> None:
     assert random.dropped_lanes(0.1) / 2**16 == pytest.approx(0.100006, abs=1e-6)
 
 
-def test_masks_are_independent_of_each_other_and_within_themselves() -> None:
-    size = 1 << 20
-    first, second = masks(2, size, 0.1) - 0.9
-    limit = 5 * 0.09 / size**0.5
+@pytest.mark.parametrize("shape", [(1024, 1024), (8192, 128)])
+def test_masks_are_independent_of_each_other_and_within_themselves(shape: tuple[int, int]) -> None:
+    grids = masks(2, shape, 0.1) - 0.9
+    first, second = grids.flatten(1)
+    limit = 5 * 0.09 / first.numel() ** 0.5
 
     def together(*parts: Tensor) -> float:
         return abs(float(torch.stack(parts).prod(0).mean()))
 
     assert together(first, second) < limit
-    for lag in (1, 2, 3, 64, 128, 256, 2048, 4096):
+    for lag in (1, 2, 3, 64, 128, 256, 1024, 2048, 4096):
         assert together(first[lag:], first[:-lag]) < limit
         assert together(first[lag:], second[:-lag]) < limit
-    # The four corners of a rectangle of words, whose sums cancel out before they are mixed.
-    grid = first.view(-1, 1024, 2)
-    corners = (grid[:-1, :-1], grid[:-1, 1:], grid[1:, :-1], grid[1:, 1:])
-    assert together(*corners) < 5 * 0.09**2 / size**0.5
+    # The four corners of a rectangle, whose sums of hashes cancel out before they are mixed: of one
+    # lane, and of both.
+    for rows in (2, 1):
+        grid = grids[0]
+        corners = (grid[:-rows, :-1], grid[:-rows, 1:], grid[rows:, :-1], grid[rows:, 1:])
+        assert together(*corners) < 5 * 0.09**2 / first.numel() ** 0.5
 
 
 def test_a_mask_takes_any_shape_and_the_type_of_what_it_masks() -> None:
     key = random.site_keys(1, torch.device("cpu"))[0]
-    for shape in ((), (1,), (3, 5, 7), (2, 1, 2049)):
+    for shape in ((), (1,), (3, 5, 7), (2, 1, 2049), (0, 4)):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            mask = random.keep_mask(key, shape, 0.25, torch.ones(1, dtype=dtype))
+            mask = mask_of(key, shape, 0.25, torch.ones(1, dtype=dtype))
             assert mask.shape == shape
             assert mask.dtype == dtype
-    # An element's bit follows from its number, not from how many there are.
-    long, short = (random.keep_mask(key, (n,), 0.25, torch.ones(1)) for n in (9000, 5001))
-    assert torch.equal(long[:5001], short)
+
+
+def test_an_elements_bit_follows_from_its_row_and_column_not_from_how_many_there_are() -> None:
+    key = random.site_keys(1, torch.device("cpu"))[0]
+    mask = mask_of(key, (9, 300), 0.25, torch.ones(1))
+    assert torch.equal(mask_of(key, (5, 300), 0.25, torch.ones(1)), mask[:5])
+    # Words of a site serve all masks up to their shape.
+    words = random.site_words(key[None], (100, 4000))[0]
+    found = random.keep_mask(words, (3, 3, 300), 0.25, torch.ones(1))
+    assert torch.equal(found.flatten(0, 1), mask)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.1, 0.5]))
+@settings(max_examples=20, deadline=None)
+def test_the_form_that_is_compiled_makes_the_same_mask(rows: int, columns: int, p: float) -> None:
+    torch._dynamo.reset()
+    words = random.site_words(random.site_keys(1, torch.device("cpu")), (rows, columns))[0]
+    compiled = torch.compile(random.keep_mask, backend="eager", fullgraph=True)
+    like = torch.ones(1, dtype=torch.float64)
+    found = compiled(words, (rows, columns), p, like)
+    assert torch.equal(found, random.keep_mask(words, (rows, columns), p, like))
 
 
 def test_a_mask_follows_from_its_key_alone() -> None:
     key = torch.tensor([1234567, 7654321], dtype=torch.int32)
-    dropped = (random.keep_mask(key, (40,), 0.3, torch.ones(1)) == 0).nonzero().flatten()
-    # Were these numbers to change, no run could be repeated.
-    assert dropped.tolist() == [4, 8, 12, 14, 18, 19, 24, 31, 32, 33, 35]
+    dropped = [row.nonzero().flatten().tolist() for row in mask_of(key, (2, 20), 0.3, key) == 0]
+    # Were these columns to change, no run could be repeated.
+    assert dropped == [[0, 2, 8, 9, 10], [3, 4, 13, 15, 16, 19]]
