@@ -12,9 +12,13 @@ every position; `gathered` picks the masked hidden vectors first. Both sample at
 by the Gumbel trick, in processes of their own with PyTorch's settings; ours and the products keep
 freed memory, as a run of ours does.
 
+`ours, compiled` is the same step with `engine.compile`; the start, which compiles, is not timed.
+
 `matrix products` runs every product of the step, forward and backward, alone, with the shapes and
-layouts of the step (listed), each as often as the step does: a step that did nothing else would
-take this long. The step's FLOPs are those of this list, so FLOP/s over FLOP/s is time over time.
+layouts of the step (listed), each as often as the step does and with operands of its own: a step
+that did nothing else would take this long. `warm` repeats each product with the same operands
+instead, which stay in the caches, as those of 12 layers can't. The step's FLOPs are those of this
+list, so FLOP/s over FLOP/s is time over time.
 `full` rows have no padding; `real` rows are cut from made-up documents by the rules of
 `corpus pack`, and their FLOPs count real tokens only.
 
@@ -31,6 +35,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,41 +139,46 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
         "full": products.of_step(config, NUM_ROWS * config.data.sequence_length, NUM_ROWS),
         "real": products.of_step(config, num_real, NUM_ROWS),
     }
+    compiled = replace(config, engine=replace(config.engine, compile=True))
+    steps: dict[str, Timed] = {}
+    for name, rows in (("full", full), ("real", real)):
+        steps |= {
+            f"ours, {name} rows": timed(ours(config, [rows]), clock),
+            f"ours, compiled, {name} rows": timed(ours(compiled, [rows]), clock),
+            f"matrix products, {name} rows": timed(products.runner(bare[name]), clock),
+            f"warm products, {name} rows": timed(products.runner(bare[name], warm=True), clock),
+        }
     with (
         transformers_step(clock, gathered=True) as gathered,
         transformers_step(clock, gathered=False) as everywhere,
     ):
-        seconds = interleave(
-            {
-                "ours, full rows": timed(ours(config, [full]), clock),
-                "matrix products, full rows": timed(products.runner(bare["full"]), clock),
-                "transformers, gathered": gathered,
-                "transformers, all positions": everywhere,
-                "ours, real rows": timed(ours(config, [real]), clock),
-                "matrix products, real rows": timed(products.runner(bare["real"]), clock),
-            },
-            rounds,
-        )
+        steps |= {
+            "transformers, gathered": gathered,
+            "transformers, all positions": everywhere,
+        }
+        seconds = interleave(steps, rounds)
     return {
         "seconds": seconds,
         "gflop": {name: products.flops(shapes) / 1e9 for name, shapes in bare.items()},
         "shapes": [str(shape) for shape in bare["full"]],
         "tokens": {"full": NUM_ROWS * config.data.sequence_length, "real": num_real},
-        "ratios": {
-            "transformers, all positions / ours": ratio(
-                seconds["transformers, all positions"], seconds["ours, full rows"]
-            ),
-            "transformers, gathered / ours": ratio(
-                seconds["transformers, gathered"], seconds["ours, full rows"]
-            ),
-            "FLOP/s of full rows / of products": ratio(
-                seconds["matrix products, full rows"], seconds["ours, full rows"]
-            ),
-            "FLOP/s of real rows / of products": ratio(
-                seconds["matrix products, real rows"], seconds["ours, real rows"]
-            ),
-        },
+        "ratios": ratios_of_step(seconds),
     }
+
+
+def ratios_of_step(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """What the claims are about, for the step as it is and compiled."""
+    found = {}
+    for mine in ("ours", "ours, compiled"):
+        for peer in ("all positions", "gathered"):
+            name = f"transformers, {peer}"
+            found[f"{name} / {mine}"] = ratio(seconds[name], seconds[f"{mine}, full rows"])
+        for rows in ("full", "real"):
+            for bare in ("matrix products", "warm products"):
+                found[f"FLOP/s of {mine} / of {bare}, {rows}"] = ratio(
+                    seconds[f"{bare}, {rows} rows"], seconds[f"{mine}, {rows} rows"]
+                )
+    return found
 
 
 def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
@@ -205,12 +215,12 @@ def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
 
 PARTS = {"step": measure_step, "packing": measure_packing}
 TARGETS = {
-    "transformers, all positions / ours": 4.0,
-    "transformers, gathered / ours": 1.9,
-    "FLOP/s of full rows / of products": 0.75,
-    "FLOP/s of real rows / of products": 0.75,
-    "packed / padded, tokens/s": 2.5,
+    "transformers, all positions": 4.0,
+    "transformers, gathered": 1.9,
+    "FLOP/s": 0.75,
+    "packed / padded": 2.5,
 }
+"""By the beginning of what is claimed."""
 
 
 def main() -> None:
@@ -237,8 +247,9 @@ def main() -> None:
             if what in part:
                 print(f"  {what}: {part[what]}")
         for what, value in part["ratios"].items():
-            target = f"   (target: at least {TARGETS[what]})" if what in TARGETS else ""
-            print(f"  {what:40}{value:6.2f}{target}")
+            wanted = [least for claim, least in TARGETS.items() if what.startswith(claim)]
+            target = f"   (target: at least {wanted[0]})" if wanted else ""
+            print(f"  {what:56}{value:6.2f}{target}")
         for shape in part.get("shapes", ()):
             print(f"    {shape}")
 

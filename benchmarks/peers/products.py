@@ -71,22 +71,26 @@ def flops(products: Sequence[Product]) -> int:
     return sum(product.flops for product in products)
 
 
-def runner(products: Sequence[Product]) -> Callable[[], None]:
-    """Runs them all; results go to buffers that are there, as operands are."""
-    prepared = [(product, *_operands(product)) for product in products]
+def runner(products: Sequence[Product], *, warm: bool = False) -> Callable[[], None]:
+    """Runs them all, forward and then backward, as F.linear and its backward call them.
+
+    y = x w', dx = dy w, dw = dy' x; results go to buffers that are there. Each product has operands
+    of its own, as each layer of a step has; `warm`: one set for all layers, which the caches keep.
+    """
+    prepared = []
+    for product in products:
+        shared = _operands(product) if warm else None
+        prepared += [
+            (product.batch > 1, *(shared or _operands(product))) for _ in range(product.times)
+        ]
 
     def run() -> None:
-        for product, x, w, y, dx, dw in prepared:
-            for _ in range(product.times):
-                # As F.linear and its backward call them: y = x w', dx = dy w, dw = dy' x.
-                if product.batch == 1:
-                    torch.mm(x, w.t(), out=y)
-                    torch.mm(y, w, out=dx)
-                    torch.mm(y.t(), x, out=dw)
-                else:
-                    torch.bmm(x, w.mT, out=y)
-                    torch.bmm(y, w, out=dx)
-                    torch.bmm(y.mT, x, out=dw)
+        for batched, x, w, y, _, _ in prepared:
+            (torch.bmm if batched else torch.mm)(x, w.mT, out=y)
+        for batched, x, w, y, dx, dw in reversed(prepared):
+            multiply = torch.bmm if batched else torch.mm
+            multiply(y, w, out=dx)
+            multiply(y.mT, x, out=dw)
 
     return run
 

@@ -93,9 +93,8 @@ class Layer(nn.Module):
         weights_noise, attended_noise, out_noise = (
             (None,) * 3 if noise_S is None else noise_S.unbind(0)
         )
-        attended_TD = ops.linear(
-            self._attend(hidden_TD, layout, weights_noise), self.attention_output
-        )
+        context_TD = self._attend(hidden_TD, layout, weights_noise)
+        attended_TD = ops.linear(context_TD, self.attention_output)
         hidden_TD = self.attention_layer_norm(
             ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_noise)
         )
@@ -183,7 +182,7 @@ class Encoder(nn.Module):
 def run_layer(
     layer: nn.Module,
     hidden_TD: Tensor,
-    layout: NamedTuple,
+    layout: Any,
     noise_S: Tensor | None,
     *,
     recompute: bool,
@@ -194,16 +193,27 @@ def run_layer(
     if compiled:
         kind: Any = type(layer)  # to mypy no class is hashable
         run = partial(compiled_layer(kind), layer)
-        # The towers differ in these sizes: torch would make both a variable of the same code, which
-        # it then does not vectorise. What varies is T.
-        torch._dynamo.mark_static(hidden_TD, 1)
-        if noise_S is not None:
-            torch._dynamo.mark_static(noise_S)
+        _tell_what_varies(hidden_TD, layout.places_T, noise_S)
     if recompute and torch.is_grad_enabled():
         # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda)
     output_TD: Tensor = run(hidden_TD, layout, noise_S)
     return output_TD
+
+
+def _tell_what_varies(hidden_TD: Tensor, places_T: Tensor | None, noise_S: Tensor | None) -> None:
+    """To torch's compiler: T where padding is left out, and nothing else.
+
+    By itself it would take whatever differs between the towers, which share their code, for a
+    variable, and could not vectorise it; and T for a constant once.
+    """
+    mark = torch._dynamo
+    mark.mark_static(hidden_TD, 1)
+    if noise_S is not None:
+        mark.mark_static(noise_S)
+    if places_T is not None:
+        mark.maybe_mark_dynamic(hidden_TD, 0)
+        mark.maybe_mark_dynamic(places_T, 0)
 
 
 @cache
@@ -215,7 +225,7 @@ def compiled_layer(kind: Any) -> Callable[..., Tensor]:
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True
-    # Two towers, with and without gradient, with and without padding, T seen once and T varying.
+    # Two towers, with and without gradient, with and without padding, with a mask and without.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled: Callable[..., Tensor] = torch.compile(kind.forward)
     return compiled
