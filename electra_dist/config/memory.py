@@ -22,7 +22,7 @@ from electra_dist.config.activations import (
     table_rows,
 )
 from electra_dist.config.schema import RunConfig
-from electra_dist.config.zero import ZeroSettings
+from electra_dist.config.zero import ZeroSettings, gathered_together, kept_for_backward
 
 NUM_MOMENTS = 2
 BUFFER_SETS = 2
@@ -134,8 +134,8 @@ def _replicated(config: RunConfig, world_size: int) -> _Held:
 
 def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Device) -> _Held:
     """DeepSpeed's engine (0.19.8, read and measured at one rank on a CPU)."""
-    sizes = [math.prod(shape) for shape in padded_shapes(config).values()]
-    total, stage, size = sum(sizes), config.engine.zero_stage, element_bytes(config)
+    sizes = {name: math.prod(shape) for name, shape in padded_shapes(config).items()}
+    total, stage, size = sum(sizes.values()), config.engine.zero_stage, element_bytes(config)
     share = -(-total // world_size)
     # torch.empty: a GPU gives all of a bucket away, a CPU only the pages that are written, which
     # are none yet when the backward pass begins.
@@ -159,16 +159,25 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
             buckets=num_buffers * size * bucket if device == "cuda" else 0,
             update=state + num_buffers * size * bucket,
         )
-    persistent = sum(n for n in sizes if n < zero.parameter_persistence_threshold)
-    gathered = total if zero.max_reuse_distance > 2 * total else persistent + 2 * max(sizes)
     return _Held(
-        weights=size * (share + min(total, gathered)) + state,
+        weights=size * (share + gathered_at_once(sizes, zero)) + state,
         optimizer=NUM_MOMENTS * state,
         gradients=size * share,
         as_they_come=False,
         buckets=size * bucket if device == "cuda" else 0,
         update=state + size * bucket,
     )
+
+
+def gathered_at_once(sizes: dict[str, int], zero: ZeroSettings) -> int:
+    """Elements that stage 3 has gathered when backward begins: kept ones, and two modules'."""
+    kept = kept_for_backward(sizes, zero.max_reuse_distance)
+    kept |= {n for n, size in sizes.items() if size < zero.parameter_persistence_threshold}
+    released = [
+        sum(sizes[name] for name in names if name not in kept)
+        for names in gathered_together(sizes).values()
+    ]
+    return sum(sizes[name] for name in kept) + sum(sorted(released)[-2:])
 
 
 def _fullest(

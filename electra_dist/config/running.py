@@ -34,7 +34,7 @@ class EngineConfig:
     activation_checkpointing: bool = False
     """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
     compile: bool = False
-    """Run layers through torch.compile: a minute at the start, other bits; no gain on a CPU."""
+    """Run layers through torch.compile: a minute at the start, other bits, 0.9 of a CPU's time."""
 
     def __post_init__(self) -> None:
         require_positive(

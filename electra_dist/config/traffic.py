@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from electra_dist.config.accounting import is_decayed, padded_shapes, parameter_shapes
 from electra_dist.config.activations import FP32, element_bytes
 from electra_dist.config.schema import RunConfig
-from electra_dist.config.zero import ZeroSettings
+from electra_dist.config.zero import ZeroSettings, kept_for_backward
 
 _ALIGNMENT = 2
 """Elements to which DeepSpeed aligns each rank's part of a flat group."""
@@ -63,12 +63,12 @@ def traffic_of_step(
         gradients *= num_passes if stage == 2 else 1
         weights = size * sum(padded_groups(sizes, world_size))
         return Traffic(gradients=round(once * gradients), weights=round(once * weights))
-    persistent = {n: s for n, s in sizes.items() if s < zero.parameter_persistence_threshold}
     whole = {n: -(-s // world_size) * world_size for n, s in sizes.items()}
-    kept = sum(whole[name] for name in persistent)
-    # A weight is needed again after at most all that follows it, forward and backward.
-    uses = 1 if zero.max_reuse_distance >= 2 * sum(sizes.values()) else 2
-    gathered = num_passes * uses * (sum(whole.values()) - kept) + kept
+    large = {n: s for n, s in whole.items() if sizes[n] >= zero.parameter_persistence_threshold}
+    kept = kept_for_backward(sizes, zero.max_reuse_distance)
+    again = sum(size for name, size in large.items() if name not in kept)
+    persistent = sum(whole.values()) - sum(large.values())
+    gathered = num_passes * (sum(large.values()) + again) + persistent
     return Traffic(
         gradients=round(once * size * num_passes * sum(whole.values())),
         weights=round(once * size * gathered),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ _NAMES = {
     "parameter_persistence_threshold": "stage3_param_persistence_threshold",
     "max_reuse_distance": "stage3_max_reuse_distance",
 }
+
+_LAYERS = ".layers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,43 @@ class ZeroSettings:
             if key in zero:
                 found[field.name] = _checked(path, key, zero[key], field.default)
         return cls(**found)
+
+
+def gathered_together(names: Iterable[str]) -> dict[str, list[str]]:
+    """Parameters that stage 3 gathers at once, by module, in the forward pass's order.
+
+    A layer is gathered as a whole (`engine.deepspeed` makes it a leaf), any other module by itself.
+
+    Args:
+        names: of parameters, in the order of the joint module.
+    """
+    together: dict[str, list[str]] = {}
+    for name in names:
+        tower, in_layer, rest = name.partition(_LAYERS)
+        module = f"{tower}{in_layer}{rest.split('.')[0]}" if in_layer else name.rpartition(".")[0]
+        together.setdefault(module, []).append(name)
+    return together
+
+
+def kept_for_backward(sizes: dict[str, int], max_reuse_distance: int) -> set[str]:
+    """Parameters that stage 3 does not release between the forward and the backward pass.
+
+    DeepSpeed keeps what it meets again within the distance, counting the elements that it passes:
+    forward to the end, and back. For a layer it counts by towers, and meets the layer's own one as
+    soon as the backward pass begins.
+
+    Args:
+        sizes: elements of each parameter, in the order of the joint module.
+        max_reuse_distance: in elements.
+    """
+    kept: set[str] = set()
+    passed = 0
+    for module, names in reversed(gathered_together(sizes).items()):
+        if (passed if _LAYERS in module else 2 * passed) >= max_reuse_distance:
+            break
+        kept.update(names)
+        passed += sum(sizes[name] for name in names)
+    return kept
 
 
 def _is_offloaded(zero: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from electra_dist.model import encoder, heads, modern
 AnyEmbeddings = encoder.Embeddings | modern.Embeddings
 AnyEncoder = encoder.Encoder | modern.Encoder
 ENCODERS = (encoder.Encoder, modern.Encoder)
+LAYERS = (encoder.Layer, modern.Layer)
 
 
 class Backbone(NamedTuple):
