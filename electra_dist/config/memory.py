@@ -22,7 +22,12 @@ from electra_dist.config.activations import (
     table_rows,
 )
 from electra_dist.config.schema import RunConfig
-from electra_dist.config.zero import ZeroSettings, gathered_together, kept_for_backward
+from electra_dist.config.zero import (
+    ZeroSettings,
+    gathered_together,
+    kept_for_backward,
+    layers_are_leaves,
+)
 
 NUM_MOMENTS = 2
 BUFFER_SETS = 2
@@ -159,8 +164,9 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
             buckets=num_buffers * size * bucket if device == "cuda" else 0,
             update=state + num_buffers * size * bucket,
         )
+    gathered = gathered_at_once(sizes, zero, leaves=layers_are_leaves(config))
     return _Held(
-        weights=size * (share + gathered_at_once(sizes, zero)) + state,
+        weights=size * (share + gathered) + state,
         optimizer=NUM_MOMENTS * state,
         gradients=size * share,
         as_they_come=False,
@@ -169,13 +175,13 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     )
 
 
-def gathered_at_once(sizes: dict[str, int], zero: ZeroSettings) -> int:
+def gathered_at_once(sizes: dict[str, int], zero: ZeroSettings, *, leaves: bool = True) -> int:
     """Elements that stage 3 has gathered when backward begins: kept ones, and two modules'."""
-    kept = kept_for_backward(sizes, zero.max_reuse_distance)
-    kept |= {n for n, size in sizes.items() if size < zero.parameter_persistence_threshold}
+    kept = kept_for_backward(sizes, zero.max_reuse_distance, leaves=leaves)
+    kept |= {n for n, size in sizes.items() if size <= zero.parameter_persistence_threshold}
     released = [
         sum(sizes[name] for name in names if name not in kept)
-        for names in gathered_together(sizes).values()
+        for names in gathered_together(sizes, leaves=leaves).values()
     ]
     return sum(sizes[name] for name in kept) + sum(sorted(released)[-2:])
 

@@ -62,7 +62,7 @@ class EngineConfig:
             not (self.kind == "deepspeed" and self.zero_stage == 3 and self.compile),
             "engine.compile",
             self.compile,
-            "ZeRO-3 gathers weights within a layer, which is not compiled",
+            "ZeRO-3 gathers weights in hooks of the layers, which compiled ones do not call",
             "use zero_stage 0, 1 or 2, or leave it out",
         )
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from electra_dist.config.accounting import is_decayed, padded_shapes, parameter_shapes
 from electra_dist.config.activations import FP32, element_bytes
 from electra_dist.config.schema import RunConfig
-from electra_dist.config.zero import ZeroSettings, kept_for_backward
+from electra_dist.config.zero import ZeroSettings, kept_for_backward, layers_are_leaves
 
 _ALIGNMENT = 2
 """Elements to which DeepSpeed aligns each rank's part of a flat group."""
@@ -64,8 +64,8 @@ def traffic_of_step(
         weights = size * sum(padded_groups(sizes, world_size))
         return Traffic(gradients=round(once * gradients), weights=round(once * weights))
     whole = {n: -(-s // world_size) * world_size for n, s in sizes.items()}
-    large = {n: s for n, s in whole.items() if sizes[n] >= zero.parameter_persistence_threshold}
-    kept = kept_for_backward(sizes, zero.max_reuse_distance)
+    large = {n: s for n, s in whole.items() if sizes[n] > zero.parameter_persistence_threshold}
+    kept = kept_for_backward(sizes, zero.max_reuse_distance, leaves=layers_are_leaves(config))
     again = sum(size for name, size in large.items() if name not in kept)
     persistent = sum(whole.values()) - sum(large.values())
     gathered = num_passes * (sum(large.values()) + again) + persistent

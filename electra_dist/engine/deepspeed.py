@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
+from electra_dist.config.zero import layers_are_leaves
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.ds_config import deepspeed_config, uses_nvme
 from electra_dist.engine.gradients import TowerNorms, clip_gradients
@@ -89,8 +90,8 @@ class DeepSpeedEngine:
         num_passes = -(-num_micro_batches // world.world_size)
         self._loss_scale = world.world_size * num_passes / num_micro_batches
         self.optimizer = make_optimizer(model, config.optim)
-        if self._stage == 3:
-            # Gathered as a whole: by the product it takes a tenth longer (`small`, one rank).
+        if self._stage == 3 and layers_are_leaves(config):
+            # Gathered product by product a step takes a tenth longer (`small`, one rank).
             deepspeed.utils.set_z3_leaf_modules(model, list(LAYERS), raise_if_not_found=False)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             # Left alone, DeepSpeed takes cuda:LOCAL_RANK, which need not exist on this rank.

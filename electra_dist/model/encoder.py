@@ -193,24 +193,22 @@ def run_layer(
     if compiled:
         kind: Any = type(layer)  # to mypy no class is hashable
         run = partial(compiled_layer(kind), layer)
-        _tell_what_varies(hidden_TD, layout.places_T, noise_S)
+        _tell_what_varies(hidden_TD, layout.places_T)
     if recompute and torch.is_grad_enabled():
-        # Masks are made of their keys again; fused kernels of CUDA need the generator's state.
+        # Masks are made of their words again; fused kernels of CUDA need the generator's state.
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda)
     output_TD: Tensor = run(hidden_TD, layout, noise_S)
     return output_TD
 
 
-def _tell_what_varies(hidden_TD: Tensor, places_T: Tensor | None, noise_S: Tensor | None) -> None:
-    """To torch's compiler: T where padding is left out, and nothing else.
+def _tell_what_varies(hidden_TD: Tensor, places_T: Tensor | None) -> None:
+    """To torch's compiler: not the width, but T where padding is left out.
 
-    By itself it would take whatever differs between the towers, which share their code, for a
-    variable, and could not vectorise it; and T for a constant once.
+    By itself it would take the width, in which the towers differ that share this code, for a
+    variable and could not vectorise it; and T for a constant once.
     """
     mark = torch._dynamo
     mark.mark_static(hidden_TD, 1)
-    if noise_S is not None:
-        mark.mark_static(noise_S)
     if places_T is not None:
         mark.maybe_mark_dynamic(hidden_TD, 0)
         mark.maybe_mark_dynamic(places_T, 0)

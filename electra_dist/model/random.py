@@ -2,8 +2,9 @@
 
 The engine seeds torch's default generators for each micro-batch. A tower draws from them one key a
 site (a place where something is dropped); a site's mask is a hash of its key and of each element's
-number. So a mask can be made again (activation checkpointing), in any order (torch.compile), and no
-two sites share noise. Sampling noise comes from a private generator keyed by its own site.
+row and column. So a mask can be made again (activation checkpointing), within any loop over a
+matrix (torch.compile), and no two sites share noise. Sampling noise comes from a private generator
+keyed by its own site.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def keep_mask(words: Tensor, shape: torch.Size | tuple[int, ...], p: float, like
     """
     columns, num_pairs = _matrix(shape)
     num_rows = math.prod(shape[:-1])
+    assert len(words) >= columns + num_pairs
     columns_C, pairs_P = words[:columns], words[columns : columns + num_pairs]
     least = (dropped_lanes(p) - _LANE_VALUES // 2) << 16  # of a kept lane, in the upper 16 bits
     if torch.compiler.is_compiling():
@@ -96,7 +98,7 @@ def keep_mask(words: Tensor, shape: torch.Size | tuple[int, ...], p: float, like
     torch.ge(words_PC, least, out=mask_P2C[:, 1])
     lower_PC = words_PC.bitwise_xor_(words_PC >> 16).bitwise_left_shift_(16)
     torch.ge(lower_PC, least, out=mask_P2C[:, 0])
-    return mask_P2C.view(-1, columns)[:num_rows].view(shape)
+    return mask_P2C.view(2 * num_pairs, columns)[:num_rows].view(shape)
 
 
 def _matrix(shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:

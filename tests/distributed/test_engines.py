@@ -52,10 +52,10 @@ def test_every_stage_equals_plain_pytorch_over_20_steps(
 
 @pytest.mark.slow
 def test_few_samples_flip_between_engines(reference: str, tmp_path: Path) -> None:
-    """Rounding moves a cumulative probability across a draw now and then: 2-5 in 10,000 at 1e-7.
+    """Rounding moves a cumulative probability across a draw now and then.
 
-    A first flip moves the weights apart, and some more follow it (11 of 1,286 once); most samples
-    would differ that have nothing to do with each other.
+    By itself 2 to 5 in 10,000 at 1e-7; a first flip moves the weights apart, and more follow it (11
+    of 1,286 once). Most samples would differ that have nothing to do with each other.
     """
     shares = run_ranks(f"{WORKERS}:flips", 2, tmp_path, reference=reference, stages=[2, 3])[0]
     print(shares)

@@ -22,6 +22,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("uniform generator", {"zero_stage": 2}),
     ("untied tables", SMALL_SHARDS),
     ("one transformer", {"zero_stage": 2}),
+    ("one transformer", {"zero_stage": 3}),
     ("one transformer, sampling without dropout", SMALL_SHARDS),
     ("disentangled", {"zero_stage": 0}),
     ("disentangled", SMALL_SHARDS),

@@ -148,7 +148,7 @@ def test_masks_are_independent_of_each_other_and_within_themselves(shape: tuple[
 
 def test_a_mask_takes_any_shape_and_the_type_of_what_it_masks() -> None:
     key = random.site_keys(1, torch.device("cpu"))[0]
-    for shape in ((), (1,), (3, 5, 7), (2, 1, 2049), (0, 4)):
+    for shape in ((), (1,), (3, 5, 7), (2, 1, 2049), (0, 4), (3, 0)):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             mask = mask_of(key, shape, 0.25, torch.ones(1, dtype=dtype))
             assert mask.shape == shape
