@@ -119,7 +119,6 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, num_layers: int, width: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.embeddings_project = (
             nn.Linear(config.embedding_size, width) if config.embedding_size != width else None
         )
@@ -165,14 +164,13 @@ class Encoder(nn.Module):
         hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
-        masks = (num_rows * length * self.num_heads, max(length, hidden_TD.shape[-1]))
         for number, layer in enumerate(self.layers):
             first = SITES_PER_LAYER * number
             hidden_TD = run_layer(
                 layer,
                 hidden_TD,
                 layout,
-                layer_noise(keys_S, first, masks),
+                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
                 recompute=self.recompute,
                 compiled=self.compiled,
             )
@@ -180,16 +178,24 @@ class Encoder(nn.Module):
 
 
 def run_layer(
-    layer: nn.Module,
+    layer: Any,
     hidden_TD: Tensor,
     layout: Any,
-    noise_S: Tensor | None,
+    keys_S: Tensor | None,
     *,
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
-    """One layer of either backbone, computed again in the backward pass and compiled if asked."""
-    run: Any = layer
+    """One layer of either backbone, computed again in the backward pass and compiled if asked.
+
+    `keys_S` are those of its dropout sites, None for no dropout.
+    """
+    noise_S = None
+    if keys_S is not None:
+        # The rows of attention's mask are the most that a mask of the layer has.
+        most_rows = layout.num_rows * layout.length * layer.num_heads
+        noise_S = ops.noise(keys_S, (most_rows, max(layout.length, hidden_TD.shape[-1])))
+    run = layer
     if compiled:
         kind: Any = type(layer)  # to mypy no class is hashable
         run = partial(compiled_layer(kind), layer)
@@ -227,16 +233,6 @@ def compiled_layer(kind: Any) -> Callable[..., Tensor]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled: Callable[..., Tensor] = torch.compile(kind.forward)
     return compiled
-
-
-def layer_noise(keys_S: Tensor | None, first: int, masks: tuple[int, int]) -> Tensor | None:
-    """`ops.noise` of the sites of the layer whose first site it is; None in evaluation.
-
-    `masks` are the most rows and columns that a mask of the layer has.
-    """
-    if keys_S is None:
-        return None
-    return ops.noise(keys_S[first : first + SITES_PER_LAYER], masks)
 
 
 def draw_keys(encoder: nn.Module, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

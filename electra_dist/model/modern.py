@@ -24,12 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops
-from electra_dist.model.encoder import (
-    SITES_PER_LAYER,
-    attention_mask,
-    layer_noise,
-    run_layer,
-)
+from electra_dist.model.encoder import SITES_PER_LAYER, attention_mask, run_layer
 from electra_dist.model.padding import WordTable, vocabulary_logits
 from electra_dist.model.places import in_rows, tokens_of
 
@@ -124,7 +119,6 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, num_layers: int, width: int, num_heads: int) -> None:
         super().__init__()
         self.config = config
-        self.num_heads = num_heads
         self.head_width = width // num_heads
         self.embeddings_project = (
             nn.Linear(config.embedding_size, width, bias=False)
@@ -179,7 +173,6 @@ class Encoder(nn.Module):
             )
             for mask, theta in ((far, config.rope_theta), (near, config.local_rope_theta))
         )
-        masks = (num_rows * length * self.num_heads, max(length, hidden_TD.shape[-1]))
         for number, layer in enumerate(self.layers):
             is_global = number % self.config.global_attention_every == 0
             first = 1 + SITES_PER_LAYER * number
@@ -187,7 +180,7 @@ class Encoder(nn.Module):
                 layer,
                 hidden_TD,
                 everywhere if is_global else nearby,
-                layer_noise(keys_S, first, masks),
+                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
                 recompute=self.recompute,
                 compiled=self.compiled,
             )
