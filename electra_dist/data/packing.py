@@ -5,16 +5,14 @@ in parallel processes, each a function of itself and of the seed, so the bytes a
 number of them.
 """
 
-import multiprocessing
 import shutil
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from electra_dist.data.examples import SHORTEST_TARGET, pack_blocks, pack_shard, used_lengths
+from electra_dist.data.pool import spawned_pool
 from electra_dist.data.store import (
     EXAMPLE_FILE_PREFIX,
     FORMAT_VERSION,
@@ -136,12 +134,7 @@ def _pack_all(tasks: list[_Task], num_workers: int, corpus: Corpus) -> Iterator[
     if num_workers == 1:
         yield from map(_pack_one, tasks)
         return
-    with ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to handle
-    ) as executor:
+    with spawned_pool(num_workers) as executor:
         yield from executor.map(_pack_one, tasks)
 
 

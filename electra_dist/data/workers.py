@@ -1,16 +1,16 @@
 """Writing parts in worker processes. They end with the parent, however it ends."""
 
 import gc
-import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from electra_dist.data.parts import Encoder, EncoderSetup, PartTask
+from electra_dist.data.pool import spawned_pool
 from electra_dist.errors import UserError
 
 
@@ -27,11 +27,8 @@ def write_parts(
         for task in tasks:
             yield task, *encoder.write(task)
         return
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(
-        num_workers, mp_context=context, initializer=_start_worker, initargs=(setup, reader)
-    )
+    reader, writer = Pipe(duplex=False)
+    executor = spawned_pool(num_workers, _start_worker, setup, reader)
     running: dict[Future[tuple[int, int]], PartTask] = {}
     try:
         for task in tasks:
@@ -64,7 +61,6 @@ _encoder: Encoder
 def _start_worker(setup: EncoderSetup, reader: Connection) -> None:
     global _encoder
     threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else every worker starts a thread a core
     # Thousands of encodings a second would set it off again and again, for 5 % of the time.
     gc.disable()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,8 +140,26 @@ def test_workers_end_with_their_parent(place: Place, tmp_path: Path) -> None:
     assert files_of(out) == place.calm
 
 
+def wait_for_workers(process: subprocess.Popen[str], _out: Path) -> None:
+    """Python has begun in both, and half a second of imports lies before them."""
+    while process.poll() is None and sum(map(handles_interrupts, workers_of(process.pid))) < 2:
+        time.sleep(0.005)
+
+
+def handles_interrupts(process: psutil.Process) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught & 1 << signal.SIGINT - 1)
+
+
+@pytest.mark.parametrize("moment", [wait_for_workers, wait_for_a_part])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_build_may_be_stopped_by_hand(place: Place, tmp_path: Path, number: int) -> None:
+def test_a_build_may_be_stopped_by_hand(
+    place: Place,
+    tmp_path: Path,
+    number: int,
+    moment: Callable[[subprocess.Popen[str], Path], None],
+) -> None:
     out = tmp_path / "corpus"
     # Behind a shell's `&` SIGINT is ignored, and what is ignored stays so in a child.
     old = signal.signal(number, signal.SIG_DFL)
@@ -148,7 +167,7 @@ def test_a_build_may_be_stopped_by_hand(place: Place, tmp_path: Path, number: in
         process = place.start(out)
     finally:
         signal.signal(number, old)
-    wait_for_a_part(process, out)
+    moment(process, out)
     workers = workers_of(process.pid)
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
