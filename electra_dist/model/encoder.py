@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
+from electra_dist.model.linear import linear
 from electra_dist.model.padding import WordTable
 from electra_dist.model.places import in_rows, tokens_of
 
@@ -94,11 +95,11 @@ class Layer(nn.Module):
             (None,) * 3 if noise_S is None else noise_S.unbind(0)
         )
         context_TD = self._attend(hidden_TD, layout, weights_noise)
-        attended_TD = ops.linear(context_TD, self.attention_output)
+        attended_TD = linear(context_TD, self.attention_output)
         hidden_TD = self.attention_layer_norm(
             ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_noise)
         )
-        out_TD = ops.linear(F.gelu(ops.linear(hidden_TD, self.ffn_in)), self.ffn_out)
+        out_TD = linear(F.gelu(linear(hidden_TD, self.ffn_in)), self.ffn_out)
         normed_TD: Tensor = self.ffn_layer_norm(
             ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_noise)
         )
@@ -107,7 +108,7 @@ class Layer(nn.Module):
     def _attend(self, hidden_TD: Tensor, layout: Layout, noise: Tensor | None) -> Tensor:
         """Attention within rows: what is left out of T stands as zeros that no token reads."""
         width = hidden_TD.shape[-1]
-        qkv_TD = ops.linear(hidden_TD, self.qkv)
+        qkv_TD = linear(hidden_TD, self.qkv)
         qkv = in_rows(qkv_TD, layout.num_rows, layout.length, layout.places_T)
         qkv_BL3HA = qkv.view(*qkv.shape[:2], 3, self.num_heads, width // self.num_heads)
         context_BLD = ops.attention(qkv_BL3HA, layout.bias_B1QL, self.attention_dropout, noise)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from electra_dist.model import random
+from electra_dist.model.linear import apart
 
 
 def noise(keys_S2: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
@@ -133,7 +134,7 @@ class _DroppedAttention(torch.autograd.Function):
         _, batch, heads, length, width = qkv_3BHLA.shape
         qkv_3XLA = qkv_3BHLA.reshape(3, batch * heads, length, width)
         query_XLA, key_XLA, value_XLA = qkv_3XLA.unbind(0)
-        scores_XLL = _product(query_XLA, key_XLA.mT, width**-0.5)
+        scores_XLL = apart(_product(query_XLA, key_XLA.mT, width**-0.5))
         if bias_B1QL is not None:
             scores_XLL.view(keep_BHLL.shape).add_(bias_B1QL)
         weights_XLL = torch.softmax(scores_XLL, dim=-1)
@@ -159,30 +160,21 @@ class _DroppedAttention(torch.autograd.Function):
             _product(dropped_XLL.mT, gradient_XLA, ctx.scale),
         )
         # Written once, in the layout of the product that made them: [B, L, 3, H, A].
-        batch, heads, length, _ = gradient_BHLA.shape
-        gradient_BL3HA = gradient_BHLA.new_empty(batch, length, 3, heads, width)
-        for number, gradient in enumerate(gradients):
-            gradient_BHLA = gradient.view(batch, heads, length, width)
-            gradient_BL3HA[:, :, number] = gradient_BHLA.transpose(1, 2)
+        shape_BHLA = gradient_BHLA.shape
+        gradient_BL3HA = torch.stack([g.view(shape_BHLA).transpose(1, 2) for g in gradients], dim=2)
         return gradient_BL3HA.permute(2, 0, 3, 1, 4), None, None, None
 
 
-def linear(values: Tensor, layer: nn.Linear) -> Tensor:
-    """The layer's product with its bias; compiled off CUDA the bias joins the loop behind it.
-
-    There a product with a bias copies the bias over its output first (3 % of a step of `small`).
-    The two shapes keep torch's compiler from making one operation of the two again.
-    """
-    if values.is_cuda or not torch.compiler.is_compiling():
-        out: Tensor = layer(values)
-        return out
-    return torch.mm(values, layer.weight.t()).unsqueeze(0).squeeze(0) + layer.bias
-
-
 def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
-    """A batched product times a factor that costs nothing: [X, I, K]."""
+    """A batched product times a factor that costs nothing: [X, I, K].
+
+    Compiled, the factor joins the loop behind it.
+    """
+    if torch.compiler.is_compiling():
+        return torch.bmm(left_XIJ, right_XJK) * factor
     out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
-    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor)
+    # Into itself: into another tensor it would copy this one first.
+    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor, out=out_XIK)
 
 
 def cross_entropy(

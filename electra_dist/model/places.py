@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_OPERATIONS = torch.library.Library("electra_dist", "DEF")
+_OPERATIONS = torch.library.Library("electra_dist", "FRAGMENT")
 _OPERATIONS.define("take(Tensor rows, Tensor places) -> Tensor")
 _OPERATIONS.define("put(Tensor tokens, Tensor places, SymInt num_places) -> Tensor")
 
