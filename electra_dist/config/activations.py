@@ -147,28 +147,22 @@ def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:
         kept = places * ((4 * tower.width + projected) * size + 2 * FP32)
         kept += num_tokens(config) * (tower.width * size + 2 * FP32)
     kept += places * logits * FP32  # probabilities
-    kept += slots * logits * FP32  # their logarithms at masked slots, which evaluation reads
-    forward = places * logits * size  # the logits themselves
-    if everywhere:
-        forward += (places + slots) * logits * FP32  # all logarithms; a copy to sample from
+    beside = FP32 if everywhere else _sampling_bytes(config)  # electric: a copy to sample from
     return Stage(
         kept=kept,
-        forward=max(forward, slots * logits * _sampling_bytes(config)),
+        forward=places * logits * size + slots * logits * beside,  # the logits themselves first
         gradients=gradients,
         table_gradient=_table_bytes(config, tower),
     )
 
 
 def _sampling_bytes(config: RunConfig) -> int:
-    """Beside probabilities and their logarithms, an id and slot, while replacements are drawn."""
-    objective, copies = config.objective, 0
-    if objective.disallow_correct:
-        copies = 3  # without the original; over the temperature; their softmax
-    elif (objective.temperature, objective.temperature_end) != (1.0, None):
-        copies = 2
-    if objective.sampling_dropout:
-        return copies * FP32
-    return (2 + copies) * FP32 + element_bytes(config)  # of a second pass, with its logits
+    """Beside logits and their softmax, an id and slot, while replacements are drawn."""
+    objective, size = config.objective, element_bytes(config)
+    is_tempered = (objective.temperature, objective.temperature_end) != (1.0, None)
+    draws_again = not objective.sampling_dropout
+    tensors = size * (draws_again + objective.disallow_correct) + FP32 * is_tempered
+    return tensors + FP32 if tensors else 0  # all of them followed by a softmax of their own
 
 
 def _table_bytes(config: RunConfig, tower: Tower) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from electra_dist.config.accounting import padded_shapes, parameter_shapes, towers
+from electra_dist.config.accounting import padded_shapes, parameter_shapes
 from electra_dist.config.activations import (
     FP32,
     Device,
@@ -19,7 +19,6 @@ from electra_dist.config.activations import (
     activation_stages,
     element_bytes,
     num_tokens,
-    table_rows,
 )
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import (
@@ -191,14 +190,10 @@ def _fullest(
 ) -> tuple[int, int]:
     """Bytes of gradients and of activations when their sum is largest, in a rank's last pass."""
     batch = BATCH_BYTES_A_TOKEN * num_tokens(config)
-    # The results of the pass before live until this one's are there.
-    earlier = 0
-    if not is_first_pass and any(tower.makes_logits for tower in towers(config)):
-        earlier = FP32 * config.batch.micro_batch_size * config.max_masked * table_rows(config)
     before = 0 if is_first_pass else held.gradients
     kept, moments = batch, []
     for stage in stages:
-        moments.append((before, kept + stage.kept + stage.forward + earlier))
+        moments.append((before, kept + stage.kept + stage.forward))
         kept += stage.kept
     grown = before
     for stage in reversed(stages):

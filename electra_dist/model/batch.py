@@ -63,8 +63,9 @@ class Losses(NamedTuple):
     """Scalar, mean binary cross-entropy over all real tokens; 0 for mlm."""
     replaced_share: Tensor
     """Scalar, share of the selected positions whose replacement is another id; 0 for mlm."""
-    generator_log_probs_BNV: Tensor | None
-    """float32 log-probabilities at the masked slots; None without a generator."""
+    generator_logits_BNV: Tensor | None
+    """At the masked slots, in evaluation; None in training, which has no use for so many numbers,
+    and without a generator."""
     sampled_ids_BN: Tensor
     """int64, the replacements that were used; the originals for mlm."""
     discriminator_logits_BL: Tensor | None = None

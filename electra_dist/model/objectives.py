@@ -38,19 +38,17 @@ class _MaskedLm(NamedTuple):
 
     loss: Tensor
     """Scalar with graph: mean over masked slots."""
-    log_probs_BNV: Tensor
+    logits_BNV: Tensor
     probs_BNV: Tensor
     originals_BN: Tensor
 
 
 def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
-    logits_BNV = _masked_logits(model, batch)
+    logits_BNR = _masked_logits(model, batch)
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
-    losses_BN, log_probs_BNV, probs_BNV = ops.cross_entropy(
-        logits_BNV, originals_BN, model.vocab_size
-    )
+    losses_BN, _, probs_BNV = ops.cross_entropy(logits_BNR, originals_BN, model.vocab_size)
     loss = _mean(losses_BN, batch.masked_weights_BN)
-    return _MaskedLm(loss, log_probs_BNV, probs_BNV, originals_BN)
+    return _MaskedLm(loss, logits_BNR.detach()[..., : model.vocab_size], probs_BNV, originals_BN)
 
 
 def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> Tensor:
@@ -68,25 +66,41 @@ def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> 
     return logits_BNV
 
 
+class _Generated(NamedTuple):
+    """What goes on from the generator to the discriminator; in training the logits end here."""
+
+    loss: Tensor
+    """Scalar with graph."""
+    sampled_ids_BN: Tensor
+    logits_BNV: Tensor | None
+    """At the masked slots; None in training."""
+
+
+def _generated(model: JointElectra, batch: Batch) -> _Generated:
+    said = _masked_lm(model, batch)
+    sampled_ids_BN = batch.sampled_ids_BN
+    if sampled_ids_BN is None:
+        sampled_ids_BN = _sampled(model, batch, said)
+    return _Generated(said.loss, sampled_ids_BN, None if model.training else said.logits_BNV)
+
+
 @torch.no_grad()
 def _sampled(model: JointElectra, batch: Batch, said: _MaskedLm) -> Tensor:
     """Replacements [B, N] from the generator's softmax, as the knobs of the objective say."""
     objective = model.objective
     temperature = objective.temperature_at(batch.step)
-    log_probs_BNV, probs_BNV = said.log_probs_BNV, said.probs_BNV
-    if model.training and not objective.sampling_dropout:
+    logits_BNV = said.logits_BNV
+    draws_again = model.training and not objective.sampling_dropout
+    if draws_again:
         logits_BNV = _masked_logits(model, batch, drops=False)[..., : model.vocab_size]
-        log_probs_BNV = F.log_softmax(logits_BNV, dim=-1, dtype=log_probs_BNV.dtype)
-        probs_BNV = log_probs_BNV.exp()
     if objective.disallow_correct:
         # Before a softmax, not after it: where the original has all of the probability that float32
         # can hold, those of the others are 0.
         originals_BN1 = said.originals_BN.unsqueeze(-1)
-        others_BNV = log_probs_BNV.scatter(-1, originals_BN1, float("-inf"))
-        return invert_cumulative(torch.softmax(others_BNV / temperature, -1), batch.uniforms_BN)
-    if temperature == 1.0:
-        return invert_cumulative(probs_BNV, batch.uniforms_BN)
-    return sample_tokens(log_probs_BNV, batch.uniforms_BN, temperature)
+        logits_BNV = logits_BNV.scatter(-1, originals_BN1, float("-inf"))
+    elif temperature == 1.0 and not draws_again:
+        return invert_cumulative(said.probs_BNV, batch.uniforms_BN)
+    return sample_tokens(logits_BNV, batch.uniforms_BN, temperature)
 
 
 class _Judged(NamedTuple):
@@ -122,15 +136,12 @@ def _judged(batch: Batch, logits_BL: Tensor, labels_BL: Tensor) -> _Judged:
 
 def electra(model: JointElectra, batch: Batch) -> Losses:
     """Generator loss + replaced-token detection on its samples; no gradient through sampling."""
-    said = _masked_lm(model, batch)
-    sampled_ids_BN = batch.sampled_ids_BN
-    if sampled_ids_BN is None:
-        sampled_ids_BN = _sampled(model, batch, said)
-    corrupted_BL = replace_tokens(batch, sampled_ids_BN)
+    said = _generated(model, batch)
+    corrupted_BL = replace_tokens(batch, said.sampled_ids_BN)
     labels_BL = corrupted_BL != batch.input_ids_BL
     judged = _judged(batch, _discriminator_logits(model, batch, corrupted_BL), labels_BL)
     return _joint_losses(
-        model, batch, judged, labels_BL, sampled_ids_BN, said.loss, said.log_probs_BNV
+        model, batch, judged, labels_BL, said.sampled_ids_BN, said.loss, said.logits_BNV
     )
 
 
@@ -141,7 +152,7 @@ def _joint_losses(
     labels_BL: Tensor,
     sampled_ids_BN: Tensor,
     generator_loss: Tensor,
-    log_probs_BNV: Tensor | None,
+    logits_BNV: Tensor | None,
 ) -> Losses:
     objective = model.objective
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
@@ -151,7 +162,7 @@ def _joint_losses(
         generator=generator_loss.detach(),
         discriminator=judged.loss.detach(),
         replaced_share=_mean(replaced_BN, batch.masked_weights_BN),
-        generator_log_probs_BNV=log_probs_BNV,
+        generator_logits_BNV=logits_BNV,
         sampled_ids_BN=sampled_ids_BN,
         discriminator_logits_BL=judged.logits_BL.detach(),
         labels_BL=labels_BL,
@@ -160,14 +171,14 @@ def _joint_losses(
 
 def mlm(model: JointElectra, batch: Batch) -> Losses:
     """BERT's masked language model, same rows and masks: one tower of the discriminator's size."""
-    loss, log_probs_BNV, _, originals_BN = _masked_lm(model, batch)
+    loss, logits_BNV, _, originals_BN = _masked_lm(model, batch)
     zero = torch.zeros((), device=loss.device)
     return Losses(
         total=loss * model.objective.gen_weight,
         generator=loss.detach(),
         discriminator=zero,
         replaced_share=zero,
-        generator_log_probs_BNV=log_probs_BNV,
+        generator_logits_BNV=None if model.training else logits_BNV,
         sampled_ids_BN=originals_BN,
     )
 
@@ -181,7 +192,8 @@ class _Cloze(NamedTuple):
     corrupted_BL: Tensor
     log_q_BL: Tensor
     """log q of what stands in the corrupted row, given the other tokens of the original one."""
-    log_probs_BNV: Tensor
+    logits_BNV: Tensor | None
+    """At the masked slots; None in training."""
 
 
 def _cloze(model: JointElectra, batch: Batch) -> _Cloze:
@@ -195,16 +207,17 @@ def _cloze(model: JointElectra, batch: Batch) -> _Cloze:
         batch.places_T,
         with_padding=True,
     )
-    losses_BL, log_probs_BLV, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL, model.vocab_size)
+    losses_BL, log_sums_BL1, probs_BLV = ops.cross_entropy(logits_BLV, ids_BL, model.vocab_size)
     loss = _mean(losses_BL, _candidates(model, batch).to(losses_BL.dtype))
     slots_BNV = batch.masked_positions_BN.unsqueeze(-1).expand(-1, -1, model.vocab_size)
     sampled_ids_BN = batch.sampled_ids_BN
     if sampled_ids_BN is None:
         sampled_ids_BN = invert_cumulative(probs_BLV.gather(1, slots_BNV), batch.uniforms_BN)
     corrupted_BL = replace_tokens(batch, sampled_ids_BN)
-    log_q_BL = log_probs_BLV.gather(-1, corrupted_BL.unsqueeze(-1)).squeeze(-1)
-    log_probs_BNV = log_probs_BLV.gather(1, slots_BNV)
-    return _Cloze(loss, sampled_ids_BN, corrupted_BL, log_q_BL, log_probs_BNV)
+    logits_BLV = logits_BLV.detach()
+    log_q_BL1 = logits_BLV.gather(-1, corrupted_BL.unsqueeze(-1)) - log_sums_BL1
+    logits_BNV = None if model.training else logits_BLV.gather(1, slots_BNV)
+    return _Cloze(loss, sampled_ids_BN, corrupted_BL, log_q_BL1.squeeze(-1), logits_BNV)
 
 
 def electric(model: JointElectra, batch: Batch) -> Losses:
@@ -222,7 +235,7 @@ def electric(model: JointElectra, batch: Batch) -> Losses:
     logits_BL = energies_BL + said.log_q_BL + math.log(share / (1.0 - share))
     judged = _judged(batch, logits_BL, labels_BL)
     return _joint_losses(
-        model, batch, judged, labels_BL, said.sampled_ids_BN, said.loss, said.log_probs_BNV
+        model, batch, judged, labels_BL, said.sampled_ids_BN, said.loss, said.logits_BNV
     )
 
 

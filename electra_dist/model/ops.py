@@ -180,29 +180,34 @@ def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
 def cross_entropy(
     logits_BNR: Tensor, ids_BN: Tensor, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-log p(id) at each slot [B, N] with gradient; and, without one, log p and p, [B, N, V].
+    """-log p(id) at each slot [B, N] with gradient; and, without one, log Z and p of a slot.
 
-    One softmax in fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward
-    pass overwrites p (autograd refuses a second one). Of R logits the first `vocab_size` are shown:
-    those of a padded word table are -inf, with p = 0, and nobody may draw them.
+    Z [B, N, 1] is the sum of the logits' exponentials and p [B, N, V] their softmax. One softmax in
+    fp32 serves the loss, the samples and, as p - onehot, the gradient. The backward pass overwrites
+    p (autograd refuses a second one). Of R logits the first `vocab_size` are shown: those of a
+    padded word table are -inf, with p = 0, and nobody may draw them.
     """
-    losses_BN, log_probs_BNR, probs_BNR = _CrossEntropy.apply(logits_BNR, ids_BN)
-    return losses_BN, log_probs_BNR[..., :vocab_size], probs_BNR[..., :vocab_size]
+    losses_BN, log_sums_BN1, probs_BNR = _CrossEntropy.apply(logits_BNR, ids_BN)
+    return losses_BN, log_sums_BN1, probs_BNR[..., :vocab_size]
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """The largest logit and its p give log Z: no second tensor of V numbers a slot is written."""
+
     @staticmethod
     def forward(ctx: Any, logits_BNV: Tensor, ids_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_probs_BNV = F.log_softmax(
-            logits_BNV, dim=-1, dtype=torch.promote_types(logits_BNV.dtype, torch.float32)
-        )
-        probs_BNV = log_probs_BNV.exp()
+        dtype = torch.promote_types(logits_BNV.dtype, torch.float32)
+        probs_BNV = torch.softmax(logits_BNV, dim=-1, dtype=dtype)
+        largest_BN1 = logits_BNV.amax(-1, keepdim=True).to(dtype)
+        log_largest_BN1 = probs_BNV.amax(-1, keepdim=True).log_()
+        log_sums_BN1 = largest_BN1 - log_largest_BN1
+        chosen_BN1 = logits_BNV.gather(-1, ids_BN.unsqueeze(-1)).to(dtype)
+        losses_BN1 = (largest_BN1 - chosen_BN1) - log_largest_BN1
         ctx.save_for_backward(probs_BNV, ids_BN)
-        ctx.mark_non_differentiable(log_probs_BNV, probs_BNV)
+        ctx.mark_non_differentiable(log_sums_BN1, probs_BNV)
         ctx.set_materialize_grads(False)
         ctx.dtype = logits_BNV.dtype
-        losses_BN = -log_probs_BNV.gather(-1, ids_BN.unsqueeze(-1)).squeeze(-1)
-        return losses_BN, log_probs_BNV, probs_BNV
+        return losses_BN1.squeeze(-1), log_sums_BN1, probs_BNV
 
     @staticmethod
     @once_differentiable

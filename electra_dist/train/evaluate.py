@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from electra_dist.data.store import Array
+from electra_dist.model import ops
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.objectives import objective_named
 from electra_dist.model.sampling import selected_positions
@@ -61,7 +62,7 @@ def evaluate(run: Run) -> dict[str, float] | None:
             batch._replace(sampled_ids_BN=_to_tensor(frozen["unigram_ids"], start, batch))
         )
         if number < len(mine):
-            if own.generator_log_probs_BNV is not None:
+            if own.generator_logits_BNV is not None:
                 generator_parts.append(_generator_answers(batch, own))
             if own.discriminator_logits_BL is not None:
                 judged_parts["own"].append(_judge(batch, own))
@@ -178,12 +179,12 @@ def _to_tensor(ids: Array, start: int, batch: Batch) -> torch.Tensor:
 def _generator_answers(batch: Batch, losses: Losses) -> Array:
     """A row a used masked slot: loss, argmax right, sample right, original id, sampled id."""
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
-    log_probs_BNV = losses.generator_log_probs_BNV
-    assert log_probs_BNV is not None
-    loss_BN = -log_probs_BNV.gather(-1, originals_BN.unsqueeze(-1)).squeeze(-1)
+    logits_BNV = losses.generator_logits_BNV
+    assert logits_BNV is not None
+    loss_BN, _, _ = ops.cross_entropy(logits_BNV, originals_BN)
     columns = (
         loss_BN,
-        log_probs_BNV.argmax(-1) == originals_BN,
+        logits_BNV.argmax(-1) == originals_BN,
         losses.sampled_ids_BN == originals_BN,
         originals_BN,
         losses.sampled_ids_BN,

@@ -44,7 +44,7 @@ def losses(*values: float) -> Losses:
         generator=generator,
         discriminator=discriminator,
         replaced_share=share,
-        generator_log_probs_BNV=nothing,
+        generator_logits_BNV=nothing,
         sampled_ids_BN=nothing,
     )
 

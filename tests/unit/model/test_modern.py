@@ -176,9 +176,9 @@ def test_a_document_in_a_packed_row_gives_what_it_gives_alone(
             within = (positions >= place.start) & (positions < place.stop)
             slots = torch.nonzero(within & (batch.masked_weights_BN[row] > 0)).squeeze(1)
             single: Losses = model(alone(batch, row, place, slots))
-            found = together.generator_log_probs_BNV[row, slots]
-            assert single.generator_log_probs_BNV is not None
-            torch.testing.assert_close(found, single.generator_log_probs_BNV[0], rtol=0, atol=1e-5)
+            found = together.generator_logits_BNV[row, slots]
+            assert single.generator_logits_BNV is not None
+            torch.testing.assert_close(found, single.generator_logits_BNV[0], rtol=0, atol=1e-5)
             logits = together.discriminator_logits_BL[row, place]
             assert single.discriminator_logits_BL is not None
             torch.testing.assert_close(logits, single.discriminator_logits_BL[0], rtol=0, atol=1e-5)

@@ -173,9 +173,9 @@ def test_weights_of_the_two_losses_and_temperature_are_those_of_the_config(
     losses = scrambled(replace(config, objective=knobs))(batch)
     expected = 3.0 * losses.generator + 7.0 * losses.discriminator
     assert losses.total.item() == pytest.approx(expected.item())
-    cooled = sample_tokens(losses.generator_log_probs_BNV, batch.uniforms_BN, 0.25)
+    cooled = sample_tokens(losses.generator_logits_BNV, batch.uniforms_BN, 0.25)
     assert torch.equal(losses.sampled_ids_BN, cooled)
-    plain = sample_tokens(losses.generator_log_probs_BNV, batch.uniforms_BN, 1.0)
+    plain = sample_tokens(losses.generator_logits_BNV, batch.uniforms_BN)
     assert not torch.equal(cooled, plain)
 
 
@@ -185,9 +185,12 @@ def test_all_that_is_reported_but_the_total_is_detached(
 ) -> None:
     # Metrics that held on to the graph would hold on to a step's activations.
     config = replace(config, objective=ObjectiveConfig(name=objective))
-    losses = scrambled(config)(make_batch(config, [24, 12]))
-    with_graph = [n for n, v in losses._asdict().items() if v is not None and v.requires_grad]
-    assert with_graph == ["total"]
+    model, batch = scrambled(config), make_batch(config, [24, 12])
+    for is_training in (False, True):
+        losses = model.train(is_training)(batch)
+        with_graph = [n for n, v in losses._asdict().items() if v is not None and v.requires_grad]
+        assert with_graph == ["total"]
+    assert losses.generator_logits_BNV is None  # the largest tensor of all: evaluation's alone
 
 
 def test_the_discriminators_loss_sends_no_gradient_through_the_samples(

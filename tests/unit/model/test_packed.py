@@ -83,8 +83,8 @@ def test_a_document_in_a_packed_row_gives_what_it_gives_alone(
         slots = torch.nonzero(within & (batch.masked_weights_BN[row] > 0)).squeeze(1)
         num_slots += len(slots)
         single: Losses = model(alone(batch, row, place, slots))
-        found = together.generator_log_probs_BNV[row, slots]
-        torch.testing.assert_close(found, single.generator_log_probs_BNV[0], rtol=0, atol=1e-5)
+        found = together.generator_logits_BNV[row, slots]
+        torch.testing.assert_close(found, single.generator_logits_BNV[0], rtol=0, atol=1e-5)
         # The same samples, so the discriminators read the same tokens.
         assert torch.equal(together.sampled_ids_BN[row, slots], single.sampled_ids_BN[0])
         assert single.labels_BL is not None

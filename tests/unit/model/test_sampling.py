@@ -54,11 +54,11 @@ def test_samples_come_as_often_as_the_softmax_says(
     once = make_batch(config, [24])
     batch = with_many_slots(once, times)
     losses = model(batch)
-    assert losses.generator_log_probs_BNV is not None
+    assert losses.generator_logits_BNV is not None
     sampled = losses.sampled_ids_BN.view(times, -1)
     originals = batch.input_ids_BL.gather(1, batch.masked_positions_BN)[0]
     for slot in range(3):
-        weights = (losses.generator_log_probs_BNV[0, slot].double() / temperature).exp()
+        weights = (losses.generator_logits_BNV[0, slot].double() / temperature).softmax(-1)
         if disallow_correct:
             weights[originals[slot]] = 0.0
         expected = (weights / weights.sum()).numpy() * times
@@ -86,8 +86,8 @@ def test_an_original_that_is_certain_is_still_left_out(
     model = scrambled(with_objective(config, disallow_correct=True))
     model.generator.head.bias[original] = 500.0  # float32 gives the others a probability of 0
     losses = model(batch)
-    assert losses.generator_log_probs_BNV[0, 0, original] == 0.0
-    others = losses.generator_log_probs_BNV[0, 0].double().clone()
+    others = losses.generator_logits_BNV[0, 0].double().clone()
+    assert others.float().softmax(-1)[original] == 1.0
     others[original] = -np.inf
     wanted = others.softmax(-1).cumsum(-1)
     exact = torch.searchsorted(wanted, batch.uniforms_BN[0, :1].double(), right=True)
@@ -173,7 +173,7 @@ def test_uniform_replacements_are_of_all_ids_but_special_ones_alike(
     assert counts[special].sum() == 0
     assert stats.chisquare(np.delete(counts.numpy(), special)).pvalue > 1e-3
     assert losses.generator == 0
-    assert losses.generator_log_probs_BNV is None
+    assert losses.generator_logits_BNV is None
     assert losses.total == 50.0 * losses.discriminator
     labels = model(once).labels_BL
     assert labels.any()
