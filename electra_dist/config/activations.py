@@ -147,22 +147,30 @@ def _head(config: RunConfig, tower: Tower, gradients: int) -> Stage:
         kept = places * ((4 * tower.width + projected) * size + 2 * FP32)
         kept += num_tokens(config) * (tower.width * size + 2 * FP32)
     kept += places * logits * FP32  # probabilities
+    softmax = places * logits * _cast_bytes(config)
     beside = FP32 if everywhere else _sampling_bytes(config)  # electric: a copy to sample from
     return Stage(
         kept=kept,
-        forward=places * logits * size + slots * logits * beside,  # the logits themselves first
+        forward=places * logits * size + max(softmax, slots * logits * beside),  # logits first
         gradients=gradients,
         table_gradient=_table_bytes(config, tower),
     )
 
 
+def _cast_bytes(config: RunConfig) -> int:
+    """Before a softmax in fp32 torch copies half precision to fp32 (but not fp16 on CUDA)."""
+    return FP32 if element_bytes(config) < FP32 else 0
+
+
 def _sampling_bytes(config: RunConfig) -> int:
     """Beside logits and their softmax, an id and slot, while replacements are drawn."""
-    objective, size = config.objective, element_bytes(config)
+    objective = config.objective
     is_tempered = (objective.temperature, objective.temperature_end) != (1.0, None)
-    draws_again = not objective.sampling_dropout
-    tensors = size * (draws_again + objective.disallow_correct) + FP32 * is_tempered
-    return tensors + FP32 if tensors else 0  # all of them followed by a softmax of their own
+    are_others = objective.disallow_correct or not objective.sampling_dropout
+    if not are_others and not is_tempered:
+        return 0
+    scaled = FP32 if is_tempered else _cast_bytes(config)
+    return are_others * element_bytes(config) + scaled + FP32  # the last: a softmax of their own
 
 
 def _table_bytes(config: RunConfig, tower: Tower) -> int:

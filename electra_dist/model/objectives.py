@@ -1,6 +1,6 @@
 """What is learnt from a batch. Another objective is a function here and a line in OBJECTIVES.
 
-Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
+Shapes: B rows, L positions, N masked slots of a row, V vocabulary, R >= V rows of the word table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _MaskedLm(NamedTuple):
 
     loss: Tensor
     """Scalar with graph: mean over masked slots."""
-    logits_BNV: Tensor
+    logits_BNR: Tensor
     probs_BNV: Tensor
     originals_BN: Tensor
 
@@ -48,7 +48,7 @@ def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
     losses_BN, _, probs_BNV = ops.cross_entropy(logits_BNR, originals_BN, model.vocab_size)
     loss = _mean(losses_BN, batch.masked_weights_BN)
-    return _MaskedLm(loss, logits_BNR.detach()[..., : model.vocab_size], probs_BNV, originals_BN)
+    return _MaskedLm(loss, logits_BNR.detach(), probs_BNV, originals_BN)
 
 
 def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> Tensor:
@@ -81,7 +81,12 @@ def _generated(model: JointElectra, batch: Batch) -> _Generated:
     sampled_ids_BN = batch.sampled_ids_BN
     if sampled_ids_BN is None:
         sampled_ids_BN = _sampled(model, batch, said)
-    return _Generated(said.loss, sampled_ids_BN, None if model.training else said.logits_BNV)
+    return _Generated(said.loss, sampled_ids_BN, _shown(model, said))
+
+
+def _shown(model: JointElectra, said: _MaskedLm) -> Tensor | None:
+    """Logits of the vocabulary for evaluation; training has no use for so many numbers."""
+    return None if model.training else said.logits_BNR[..., : model.vocab_size]
 
 
 @torch.no_grad()
@@ -89,18 +94,18 @@ def _sampled(model: JointElectra, batch: Batch, said: _MaskedLm) -> Tensor:
     """Replacements [B, N] from the generator's softmax, as the knobs of the objective say."""
     objective = model.objective
     temperature = objective.temperature_at(batch.step)
-    logits_BNV = said.logits_BNV
+    logits_BNR = said.logits_BNR
     draws_again = model.training and not objective.sampling_dropout
     if draws_again:
-        logits_BNV = _masked_logits(model, batch, drops=False)[..., : model.vocab_size]
+        logits_BNR = _masked_logits(model, batch, drops=False)
     if objective.disallow_correct:
         # Before a softmax, not after it: where the original has all of the probability that float32
         # can hold, those of the others are 0.
         originals_BN1 = said.originals_BN.unsqueeze(-1)
-        logits_BNV = logits_BNV.scatter(-1, originals_BN1, float("-inf"))
+        logits_BNR = logits_BNR.scatter(-1, originals_BN1, float("-inf"))
     elif temperature == 1.0 and not draws_again:
         return invert_cumulative(said.probs_BNV, batch.uniforms_BN)
-    return sample_tokens(logits_BNV, batch.uniforms_BN, temperature)
+    return sample_tokens(logits_BNR, batch.uniforms_BN, temperature, model.vocab_size)
 
 
 class _Judged(NamedTuple):
@@ -171,15 +176,15 @@ def _joint_losses(
 
 def mlm(model: JointElectra, batch: Batch) -> Losses:
     """BERT's masked language model, same rows and masks: one tower of the discriminator's size."""
-    loss, logits_BNV, _, originals_BN = _masked_lm(model, batch)
-    zero = torch.zeros((), device=loss.device)
+    said = _masked_lm(model, batch)
+    zero = torch.zeros((), device=said.loss.device)
     return Losses(
-        total=loss * model.objective.gen_weight,
-        generator=loss.detach(),
+        total=said.loss * model.objective.gen_weight,
+        generator=said.loss.detach(),
         discriminator=zero,
         replaced_share=zero,
-        generator_logits_BNV=None if model.training else logits_BNV,
-        sampled_ids_BN=originals_BN,
+        generator_logits_BNV=_shown(model, said),
+        sampled_ids_BN=said.originals_BN,
     )
 
 

@@ -168,13 +168,14 @@ class _DroppedAttention(torch.autograd.Function):
 def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
     """A batched product times a factor that costs nothing: [X, I, K].
 
-    Compiled, the factor joins the loop behind it.
+    Compiled, the factor joins the loop behind the product, where a product of fp16 may already have
+    overflowed.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and left_XIJ.dtype != torch.float16:
         return torch.bmm(left_XIJ, right_XJK) * factor
     out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
     # Into itself: into another tensor it would copy this one first.
-    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor, out=out_XIK)
+    return out_XIK.baddbmm_(left_XIJ, right_XJK, beta=0.0, alpha=factor)
 
 
 def cross_entropy(

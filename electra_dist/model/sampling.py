@@ -1,6 +1,7 @@
 """Replacements: how they are drawn from the generator's probabilities, and put into the rows.
 
-Shapes: B rows, L positions, N masked slots of a row, V vocabulary, K blocks, C ids of a block.
+Shapes: B rows, L positions, N masked slots of a row, V vocabulary, R >= V rows of the word table,
+K blocks, C ids of a block.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ _BLOCK = 128
 """Ids of which the probabilities are added up before the cumulative sum."""
 
 
-def sample_tokens(logits_BNV: Tensor, uniforms_BN: Tensor, temperature: float = 1.0) -> Tensor:
+def sample_tokens(
+    logits_BNR: Tensor,
+    uniforms_BN: Tensor,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> Tensor:
     """Exact samples of softmax(logits / temperature), [B, N] ids, by inverting the cumulative one.
 
     One uniform number a slot costs far less than V exponentials (12 % of a step of `small` on a
-    CPU).
+    CPU). Of R logits those beyond `vocab_size`, which are -inf, are never drawn.
     """
-    dtype = torch.promote_types(logits_BNV.dtype, torch.float32)
-    scaled_BNV = logits_BNV if temperature == 1.0 else logits_BNV.to(dtype) / temperature
-    return invert_cumulative(torch.softmax(scaled_BNV, dim=-1, dtype=dtype), uniforms_BN)
+    dtype = torch.promote_types(logits_BNR.dtype, torch.float32)
+    scaled_BNR = logits_BNR if temperature == 1.0 else logits_BNR.to(dtype) / temperature
+    probs_BNR = torch.softmax(scaled_BNR, dim=-1, dtype=dtype)
+    return invert_cumulative(probs_BNR[..., :vocab_size], uniforms_BN)
 
 
 def invert_cumulative(probs_BNV: Tensor, uniforms_BN: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What autograd keeps of the real module is what the plan says, tensor by tensor added up."""
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -87,6 +88,47 @@ def test_activations_of_other_objectives_and_towers_are_what_autograd_keeps(vari
     config = config_of("tiny", variant)
     predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
     assert predicted == pytest.approx(kept_bytes(config), rel=0.01)
+
+
+def most_bytes_of_a_forward_pass(config: RunConfig) -> int:
+    """Memory when most of it is held, by torch's own record of what it takes and gives back."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.engine.precision]
+    model, batch = JointElectra(config, SPECIAL_IDS).to(dtype), full_rows(config)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as record:
+        losses = model(batch)
+    assert losses.total.requires_grad
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+OTHER_DRAWS = {"temperature": 2.0, "disallow_correct": True, "sampling_dropout": False}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("objective", "knobs"),
+    [
+        *(("electra", {}), ("mlm", {}), ("electric", {})),
+        *(("electra", {name: value}) for name, value in OTHER_DRAWS.items()),
+        ("electra", OTHER_DRAWS),
+    ],
+)
+def test_the_most_that_a_forward_pass_holds(
+    objective: str, knobs: dict[str, Any], precision: Any
+) -> None:
+    config = config_of("small", objective)
+    config = replace(
+        config,
+        objective=replace(config.objective, **knobs),
+        engine=replace(config.engine, precision=precision),
+    )
+    predicted, kept = 0, 0
+    for stage in activation_stages(config, "cpu"):
+        predicted = max(predicted, kept + stage.kept + stage.forward)
+        kept += stage.kept
+    assert predicted == pytest.approx(most_bytes_of_a_forward_pass(config), rel=0.01)
 
 
 def test_a_gpu_keeps_less_of_attention_and_dropout() -> None:
