@@ -174,8 +174,9 @@ def _product(left_XIJ: Tensor, right_XJK: Tensor, factor: float) -> Tensor:
     if torch.compiler.is_compiling() and left_XIJ.dtype != torch.float16:
         return torch.bmm(left_XIJ, right_XJK) * factor
     out_XIK = left_XIJ.new_empty(left_XIJ.shape[0], left_XIJ.shape[1], right_XJK.shape[2])
-    # Into itself: into another tensor it would copy this one first.
-    return out_XIK.baddbmm_(left_XIJ, right_XJK, beta=0.0, alpha=factor)
+    # Into itself: into another tensor it would copy this one first. Not by `baddbmm_`, of which
+    # torch counts no FLOPs.
+    return torch.baddbmm(out_XIK, left_XIJ, right_XJK, beta=0.0, alpha=factor, out=out_XIK)
 
 
 def cross_entropy(
