@@ -6,7 +6,7 @@ E embedding width, F = 4 D, H heads, A = D / H, S dropout sites, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -165,47 +165,55 @@ class Encoder(nn.Module):
         hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
-        for number, layer in enumerate(self.layers):
-            first = SITES_PER_LAYER * number
-            hidden_TD = run_layer(
-                layer,
-                hidden_TD,
-                layout,
-                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
-                recompute=self.recompute,
-                compiled=self.compiled,
-            )
+        hidden_TD = run_layers(
+            self.layers,
+            hidden_TD,
+            [layout] * len(self.layers),
+            keys_S,
+            recompute=self.recompute,
+            compiled=self.compiled,
+        )
         return in_rows(hidden_TD, num_rows, length, places_T)
 
 
-def run_layer(
-    layer: Any,
+def run_layers(
+    layers: nn.ModuleList,
     hidden_TD: Tensor,
-    layout: Any,
+    layouts: Sequence[Any],
     keys_S: Tensor | None,
     *,
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
-    """One layer of either backbone, computed again in the backward pass and compiled if asked.
+    """The layers of either backbone, one by one: computed again in the backward pass if asked.
 
-    `keys_S` are those of its dropout sites, None for no dropout.
+    Args:
+        layers: all of one class, number of heads and width.
+        hidden_TD: what the first one reads.
+        layouts: of each layer.
+        keys_S: of the dropout sites of all layers, None for no dropout.
+        recompute: keep each layer's input only.
+        compiled: run them through torch.compile.
     """
-    noise_S = None
+    noise: Sequence[Tensor | None] = [None] * len(layers)
     if keys_S is not None:
-        # The rows of attention's mask are the most that a mask of the layer has.
-        most_rows = layout.num_rows * layout.length * layer.num_heads
-        noise_S = ops.noise(keys_S, (most_rows, max(layout.length, hidden_TD.shape[-1])))
-    run = layer
-    if compiled:
-        kind: Any = type(layer)  # to mypy no class is hashable
-        run = partial(compiled_layer(kind), layer)
-        _tell_what_varies(hidden_TD, layout.places_T)
-    if recompute and torch.is_grad_enabled():
-        # Masks are made of their words again; fused kernels of CUDA need the generator's state.
-        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=hidden_TD.is_cuda)
-    output_TD: Tensor = run(hidden_TD, layout, noise_S)
-    return output_TD
+        # The rows of attention's mask are the most that a mask of a layer has.
+        num_rows, length = layouts[0].num_rows, layouts[0].length
+        most_rows = num_rows * length * cast(Layer, layers[0]).num_heads
+        words_SW = ops.noise(keys_S, (most_rows, max(length, hidden_TD.shape[-1])))
+        noise = words_SW.split(SITES_PER_LAYER)
+    for layer, layout, noise_S in zip(layers, layouts, noise, strict=True):
+        run: Callable[..., Tensor] = layer
+        if compiled:
+            kind: Any = type(layer)  # to mypy no class is hashable
+            run = partial(compiled_layer(kind), layer)
+            _tell_what_varies(hidden_TD, layout.places_T)
+        if recompute and torch.is_grad_enabled():
+            # Masks are made of their words again; CUDA's fused kernels need the generator's state.
+            keeps_state = hidden_TD.is_cuda
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=keeps_state)
+        hidden_TD = run(hidden_TD, layout, noise_S)
+    return hidden_TD
 
 
 def _tell_what_varies(hidden_TD: Tensor, places_T: Tensor | None) -> None:

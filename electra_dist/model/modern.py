@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops
-from electra_dist.model.encoder import SITES_PER_LAYER, attention_mask, run_layer
+from electra_dist.model.encoder import SITES_PER_LAYER, attention_mask, run_layers
 from electra_dist.model.padding import WordTable, vocabulary_logits
 from electra_dist.model.places import in_rows, tokens_of
 
@@ -173,17 +173,15 @@ class Encoder(nn.Module):
             )
             for mask, theta in ((far, config.rope_theta), (near, config.local_rope_theta))
         )
-        for number, layer in enumerate(self.layers):
-            is_global = number % self.config.global_attention_every == 0
-            first = 1 + SITES_PER_LAYER * number
-            hidden_TD = run_layer(
-                layer,
-                hidden_TD,
-                everywhere if is_global else nearby,
-                None if keys_S is None else keys_S[first : first + SITES_PER_LAYER],
-                recompute=self.recompute,
-                compiled=self.compiled,
-            )
+        every = config.global_attention_every
+        hidden_TD = run_layers(
+            self.layers,
+            hidden_TD,
+            [nearby if number % every else everywhere for number in range(len(self.layers))],
+            None if keys_S is None else keys_S[1:],
+            recompute=self.recompute,
+            compiled=self.compiled,
+        )
         return in_rows(self.final_layer_norm(hidden_TD), num_rows, length, places_T)
 
     def _angles(
