@@ -44,15 +44,16 @@ class _MaskedLm(NamedTuple):
 
 
 def _masked_lm(model: JointElectra, batch: Batch) -> _MaskedLm:
-    logits_BNR = _masked_logits(model, batch)
+    logits_BNR = masked_logits(model, batch)
     originals_BN = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
     losses_BN, _, probs_BNV = ops.cross_entropy(logits_BNR, originals_BN, model.vocab_size)
     loss = _mean(losses_BN, batch.masked_weights_BN)
     return _MaskedLm(loss, logits_BNR.detach(), probs_BNV, originals_BN)
 
 
-def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> Tensor:
-    logits_BNV: Tensor = cast("Generator", model.generator)(
+def masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> Tensor:
+    """The generator's logits at the masked slots [B, N, R]; without `drops` no dropout."""
+    logits_BNR: Tensor = cast("Generator", model.generator)(
         batch.masked_ids_BL,
         batch.token_type_ids_BL,
         batch.attention_mask_BL,
@@ -63,7 +64,7 @@ def _masked_logits(model: JointElectra, batch: Batch, *, drops: bool = True) -> 
         drops=drops,
         with_padding=True,
     )
-    return logits_BNV
+    return logits_BNR
 
 
 class _Generated(NamedTuple):
@@ -97,7 +98,7 @@ def _sampled(model: JointElectra, batch: Batch, said: _MaskedLm) -> Tensor:
     logits_BNR = said.logits_BNR
     draws_again = model.training and not objective.sampling_dropout
     if draws_again:
-        logits_BNR = _masked_logits(model, batch, drops=False)
+        logits_BNR = masked_logits(model, batch, drops=False)
     if objective.disallow_correct:
         # Before a softmax, not after it: where the original has all of the probability that float32
         # can hold, those of the others are 0.

@@ -20,7 +20,7 @@ _BLOCK = 128
 def sample_tokens(
     logits_BNR: Tensor,
     uniforms_BN: Tensor,
-    temperature: float = 1.0,
+    temperature: float,
     vocab_size: int | None = None,
 ) -> Tensor:
     """Exact samples of softmax(logits / temperature), [B, N] ids, by inverting the cumulative one.

@@ -14,6 +14,7 @@ from electra_dist.config.memory import memory_of_rank
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import BatchConfig, EngineConfig, RunConfig
 from electra_dist.config.zero import ZeroSettings
+from electra_dist.engine.reference import DTYPES
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
 from tests.variants import SPECIAL_IDS, VARIANTS, variant_of
@@ -92,8 +93,8 @@ def test_activations_of_other_objectives_and_towers_are_what_autograd_keeps(vari
 
 def most_bytes_of_a_forward_pass(config: RunConfig) -> int:
     """Memory when most of it is held, by torch's own record of what it takes and gives back."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.engine.precision]
-    model, batch = JointElectra(config, SPECIAL_IDS).to(dtype), full_rows(config)
+    model = JointElectra(config, SPECIAL_IDS).to(DTYPES[config.engine.precision])
+    batch = full_rows(config)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as record:
         losses = model(batch)

@@ -175,7 +175,7 @@ def test_weights_of_the_two_losses_and_temperature_are_those_of_the_config(
     assert losses.total.item() == pytest.approx(expected.item())
     cooled = sample_tokens(losses.generator_logits_BNV, batch.uniforms_BN, 0.25)
     assert torch.equal(losses.sampled_ids_BN, cooled)
-    plain = sample_tokens(losses.generator_logits_BNV, batch.uniforms_BN)
+    plain = sample_tokens(losses.generator_logits_BNV, batch.uniforms_BN, 1.0)
     assert not torch.equal(cooled, plain)
 
 

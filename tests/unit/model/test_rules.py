@@ -26,7 +26,7 @@ from electra_dist.finetune.heads import HEADS
 from electra_dist.model import random
 from electra_dist.model.batch import Batch
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.objectives import sample_tokens
+from electra_dist.model.objectives import masked_logits, sample_tokens
 from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
@@ -353,18 +353,6 @@ def test_rule_15_no_pooler_a_sequence_is_its_first_vector(
     assert not gradient[0, 1:].any()
 
 
-def generator_logits(model: JointElectra, batch: Batch) -> Tensor:
-    return model.generator(
-        batch.masked_ids_BL,
-        batch.token_type_ids_BL,
-        batch.attention_mask_BL,
-        batch.masked_positions_BN,
-        batch.block_ids_BL,
-        batch.position_ids_BL,
-        batch.places_T,
-    )
-
-
 def test_rule_16_the_generator_samples_with_its_dropout_on(
     config: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
 ) -> None:
@@ -378,12 +366,13 @@ def test_rule_16_the_generator_samples_with_its_dropout_on(
         losses = model(batch)
         # The samples come from the very pass that the loss is taken from.
         random.seed_dropout(config.seed, 0, micro)
-        logits = generator_logits(model, batch)
+        logits = masked_logits(model, batch)
         originals = batch.input_ids_BL.gather(1, batch.masked_positions_BN)
         used = batch.masked_weights_BN > 0
         loss = F.cross_entropy(logits[used], originals[used])
         torch.testing.assert_close(losses.generator, loss.detach())
-        assert torch.equal(losses.sampled_ids_BN, sample_tokens(logits, batch.uniforms_BN))
+        again = sample_tokens(logits, batch.uniforms_BN, 1.0, model.vocab_size)
+        assert torch.equal(losses.sampled_ids_BN, again)
         samples.append(losses.sampled_ids_BN)
     assert not torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], without.sampled_ids_BN)
