@@ -45,9 +45,9 @@ def full_rows(config: RunConfig) -> MicroBatch:
     return _two_segments(config, first, length - 3 - first)
 
 
-def real_rows(config: RunConfig) -> MicroBatch:
+def real_rows(config: RunConfig, seed: int = 1) -> MicroBatch:
     """Rows with the lengths that `corpus pack` gives long documents: one in 20 or so is short."""
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     examples: list[tuple[int, int, int]] = []
     while len(examples) < 50 * NUM_ROWS:
         size = int(rng.lognormal(np.log(MEDIAN_DOCUMENT), 1.0)) + 10

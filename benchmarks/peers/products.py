@@ -35,11 +35,10 @@ class Product:
         )
 
 
-def of_step(config: RunConfig, num_tokens: int, num_rows: int) -> list[Product]:
-    """The products of a step over `num_rows` rows that hold `num_tokens` tokens in all."""
+def of_step(config: RunConfig, *, num_tokens: int, num_rows: int, num_slots: int) -> list[Product]:
+    """The products of a step over rows that hold `num_tokens` tokens, of them so many masked."""
     model = config.model
     length = config.data.sequence_length
-    slots = num_rows * config.max_masked
     embedding = model.embedding_size
     assert model.vocab_size is not None
     shapes = []
@@ -60,8 +59,8 @@ def of_step(config: RunConfig, num_tokens: int, num_rows: int) -> list[Product]:
         ]
     return [
         *shapes,
-        Product("generator head", 1, 1, slots, model.generator_hidden_size, embedding),
-        Product("generator logits", 1, 1, slots, embedding, model.vocab_size),
+        Product("generator head", 1, 1, num_slots, model.generator_hidden_size, embedding),
+        Product("generator logits", 1, 1, num_slots, embedding, model.vocab_size),
         Product("discriminator head", 1, 1, num_tokens, model.hidden_size, model.hidden_size),
     ]
 

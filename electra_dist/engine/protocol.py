@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from electra_dist.data.shared_rows import share_rows
 from electra_dist.data.store import Array
 from electra_dist.data.stream import MicroBatch
 from electra_dist.model import random
@@ -138,28 +139,35 @@ COMPUTED_PADDING = 1 / 16
 than it saves."""
 
 
-def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
+def to_batch(
+    micro_batch: MicroBatch, seed: int, device: torch.device, *, as_it_is: bool = False
+) -> Batch:
     """A micro-batch on `device` with its sampling noise; no attention mask where none is padded.
 
     Its arrays cross to the device as small as they are and are widened there. Columns that are
-    padding in all rows, and slots that no row uses, are cut off.
+    padding in all rows, and slots that no row uses, are cut off. Of what padding there is beyond
+    `COMPUTED_PADDING`, short rows share one first, and what is left is not computed. `as_it_is`
+    computes all of it in the rows that it came in: what the shorter ways are compared with.
     """
-    num_tokens_B = micro_batch.num_tokens_B
-    width = micro_batch.input_ids_BL.shape[1]
     # A multiple of 8, which tensor cores ask for.
-    length = min(width, -(-int(num_tokens_B.max(initial=1)) // 8) * 8)
+    width, longest = micro_batch.input_ids_BL.shape[1], int(micro_batch.num_tokens_B.max(initial=1))
+    length = min(width, -(-longest // 8) * 8)
+    uniforms_BN: Array = random.sampling_uniforms(
+        micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
+    ).numpy()
+    if not as_it_is and _padding(micro_batch, length) > COMPUTED_PADDING:
+        micro_batch, uniforms_BN = share_rows(
+            micro_batch, uniforms_BN, length, least_saved=COMPUTED_PADDING
+        )
     num_slots = max(1, int((micro_batch.masked_weights_BN > 0).sum(axis=1).max(initial=1)))
-    padding = 1.0 - float(num_tokens_B.sum()) / max(1, len(num_tokens_B) * length)
-    mask_BL = np.arange(length) < num_tokens_B[:, None]
+    padding = _padding(micro_batch, length)
+    mask_BL = np.arange(length) < micro_batch.num_tokens_B[:, None]
 
     def moved(array: Array, columns: int) -> Tensor:
         cut = np.ascontiguousarray(array[:, :columns])
         return torch.from_numpy(cut).to(device, non_blocking=True)
 
     blocks, positions = micro_batch.block_ids_BL, micro_batch.position_ids_BL
-    uniforms_BN = random.sampling_uniforms(
-        micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
-    )
     return Batch(
         input_ids_BL=moved(micro_batch.input_ids_BL, length).long(),
         masked_ids_BL=moved(micro_batch.masked_ids_BL, length).long(),
@@ -167,16 +175,22 @@ def to_batch(micro_batch: MicroBatch, seed: int, device: torch.device) -> Batch:
         attention_mask_BL=moved(mask_BL, length) if padding else None,
         masked_positions_BN=moved(micro_batch.masked_positions_BN, num_slots).long(),
         masked_weights_BN=moved(micro_batch.masked_weights_BN, num_slots),
-        uniforms_BN=uniforms_BN[:, :num_slots].contiguous().to(device, non_blocking=True),
+        uniforms_BN=moved(uniforms_BN, num_slots),
         block_ids_BL=None if blocks is None else moved(blocks, length),
         position_ids_BL=None if positions is None else moved(positions, length),
         places_T=(
             torch.from_numpy(np.flatnonzero(mask_BL)).to(device, non_blocking=True)
-            if padding > COMPUTED_PADDING
+            if padding > COMPUTED_PADDING and not as_it_is
             else None
         ),
         step=micro_batch.step,
     )
+
+
+def _padding(micro_batch: MicroBatch, length: int) -> float:
+    """Share of a micro-batch's places that hold no token."""
+    num_tokens_B = micro_batch.num_tokens_B
+    return 1.0 - float(num_tokens_B.sum()) / max(1, len(num_tokens_B) * length)
 
 
 def disturbed(losses: Losses, micro_batch: MicroBatch) -> Losses:

@@ -1,6 +1,6 @@
 """A small run of the reference engine on one rank, and made-up micro-batches for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -20,13 +20,20 @@ PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
 
 def make_micro_batch(
-    config: RunConfig, index: int = 0, *, step: int = 0, is_real: bool = True, is_padded: bool
+    config: RunConfig,
+    index: int = 0,
+    *,
+    step: int = 0,
+    is_real: bool = True,
+    is_padded: bool,
+    lengths: Sequence[int] = (),
 ) -> MicroBatch:
-    """Random rows with real masks; with `is_padded`, of different lengths."""
-    size, length = config.batch.micro_batch_size, config.data.sequence_length
+    """Random rows with real masks; with `is_padded`, of different lengths, or of those given."""
+    size, length = len(lengths) or config.batch.micro_batch_size, config.data.sequence_length
     rng = np.random.default_rng([step, index])
     ids = rng.integers(5, config.model.vocab_size, (size, length))
     num_tokens = rng.integers(length // 2, length, size) if is_padded else np.full(size, length)
+    num_tokens = np.array(lengths) if lengths else num_tokens
     ids[:, 0] = CLS
     ids[np.arange(size), num_tokens - 1] = SEP
     ids[np.arange(length) >= num_tokens[:, None]] = PAD

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.protocol import StepSums, even_range, to_batch
-from electra_dist.model.batch import Losses
+from electra_dist.model.batch import Batch, Losses
+from electra_dist.model.electra import JointElectra
+from electra_dist.model.objectives import OBJECTIVES
 
 CPU = torch.device("cpu")
 MakeMicroBatch = Callable[..., MicroBatch]
@@ -121,6 +124,50 @@ def test_columns_and_slots_that_no_row_uses_are_cut_off(
     full = to_batch(whole, config.seed, CPU)
     assert full.places_T is None
     assert torch.equal(batch.uniforms_BN, full.uniforms_BN[:, :1])
+
+
+@pytest.mark.parametrize("mask_sampling", ["without_replacement", "google"])
+@pytest.mark.parametrize(
+    ("objective", "backbone"),
+    [*((name, "bert") for name in sorted(OBJECTIVES)), ("electra", "modern"), ("mlm", "modern")],
+)
+def test_rows_that_share_one_have_the_losses_and_gradients_of_rows_with_padding(
+    objective: str,
+    backbone: Literal["bert", "modern"],
+    mask_sampling: Literal["without_replacement", "google"],
+    config: RunConfig,
+    make_micro_batch: MakeMicroBatch,
+) -> None:
+    config = replace(
+        config,
+        model=replace(config.model, backbone=backbone),
+        objective=replace(config.objective, name=objective, mask_sampling=mask_sampling),
+    )
+    lengths = [16, 7, 16, 4, 9, 5]  # 9 + 7 and 5 + 4
+    rows = make_micro_batch(config, is_padded=True, lengths=lengths)
+    types_BL = (np.arange(16) > rows.num_tokens_B[:, None] // 2).astype(np.uint8)
+    rows = replace(rows, token_type_ids_BL=types_BL)
+    shared = to_batch(rows, config.seed, CPU)
+    padded = to_batch(rows, config.seed, CPU, as_it_is=True)
+    assert shared.input_ids_BL.shape == (4, 16)
+    assert padded.input_ids_BL.shape == (6, 16)
+    assert padded.places_T is None
+    model = JointElectra(config, {"cls": 2, "sep": 3, "mask": 4, "pad": 0}).train()
+
+    def learnt(batch: Batch) -> tuple[Losses, dict[str, Tensor]]:
+        model.zero_grad()
+        losses: Losses = model(batch)
+        losses.total.backward()
+        named = model.named_parameters()
+        return losses, {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    found, gradients = learnt(shared)
+    wanted, wanted_gradients = learnt(padded)
+    for name in ("total", "generator", "discriminator", "replaced_share"):
+        assert getattr(found, name).item() == pytest.approx(getattr(wanted, name).item(), rel=1e-5)
+    assert gradients.keys() == wanted_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_sampling_noise_follows_from_seed_step_and_index(
