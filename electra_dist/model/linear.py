@@ -14,20 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_OPERATIONS = torch.library.Library("electra_dist", "FRAGMENT")
-_OPERATIONS.define("column_sums(Tensor values) -> Tensor")
+from electra_dist.model import operations
 
-
-@torch.library.impl(_OPERATIONS, "column_sums", "CompositeExplicitAutograd")
-def _column_sums(values_TD: Tensor) -> Tensor:
-    return values_TD.sum(0)
-
-
-def _column_sums_shape(values_TD: Tensor) -> Tensor:
-    return values_TD.new_empty(values_TD.shape[1])
-
-
-torch.library.register_fake("electra_dist::column_sums", _column_sums_shape, lib=_OPERATIONS)
+column_sums = operations.define(
+    "column_sums(Tensor values) -> Tensor",
+    lambda values_TD: values_TD.sum(0),
+    lambda values_TD: values_TD.new_empty(values_TD.shape[1]),
+)
 
 
 class _AddBias(torch.autograd.Function):
@@ -44,7 +37,7 @@ class _AddBias(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(_: Any, gradient_TD: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient_TD, torch.ops.electra_dist.column_sums(gradient_TD)
+        return gradient_TD, column_sums(gradient_TD)
 
 
 def linear(values_TD: Tensor, layer: nn.Linear) -> Tensor:

@@ -15,32 +15,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_OPERATIONS = torch.library.Library("electra_dist", "FRAGMENT")
-_OPERATIONS.define("take(Tensor rows, Tensor places) -> Tensor")
-_OPERATIONS.define("put(Tensor tokens, Tensor places, SymInt num_places) -> Tensor")
+from electra_dist.model import operations
 
 
-@torch.library.impl(_OPERATIONS, "take", "CompositeExplicitAutograd")
 def _take(rows_PD: Tensor, places_T: Tensor) -> Tensor:
     return rows_PD.index_select(0, places_T)
 
 
-@torch.library.impl(_OPERATIONS, "put", "CompositeExplicitAutograd")
 def _put(tokens_TD: Tensor, places_T: Tensor, num_places: int) -> Tensor:
     rows_PD = tokens_TD.new_zeros(num_places, tokens_TD.shape[1])
     return rows_PD.index_copy_(0, places_T, tokens_TD)
 
 
-def _take_shape(rows_PD: Tensor, places_T: Tensor) -> Tensor:
-    return rows_PD.new_empty(places_T.shape[0], rows_PD.shape[1])
-
-
-def _put_shape(tokens_TD: Tensor, _places_T: Tensor, num_places: int) -> Tensor:
-    return tokens_TD.new_empty(num_places, tokens_TD.shape[1])
-
-
-torch.library.register_fake("electra_dist::take", _take_shape, lib=_OPERATIONS)
-torch.library.register_fake("electra_dist::put", _put_shape, lib=_OPERATIONS)
+take = operations.define(
+    "take(Tensor rows, Tensor places) -> Tensor",
+    _take,
+    lambda rows_PD, places_T: rows_PD.new_empty(places_T.shape[0], rows_PD.shape[1]),
+)
+put = operations.define(
+    "put(Tensor tokens, Tensor places, SymInt num_places) -> Tensor",
+    _put,
+    lambda tokens_TD, _, num_places: tokens_TD.new_empty(num_places, tokens_TD.shape[1]),
+)
 
 
 class _Take(torch.autograd.Function):
@@ -48,26 +44,24 @@ class _Take(torch.autograd.Function):
     def forward(ctx: Any, rows_PD: Tensor, places_T: Tensor) -> Tensor:
         ctx.save_for_backward(places_T)
         ctx.num_places = rows_PD.shape[0]
-        tokens_TD: Tensor = torch.ops.electra_dist.take(rows_PD, places_T)
-        return tokens_TD
+        return take(rows_PD, places_T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.electra_dist.put(gradient_TD, *ctx.saved_tensors, ctx.num_places), None
+        return put(gradient_TD, *ctx.saved_tensors, ctx.num_places), None
 
 
 class _Put(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens_TD: Tensor, places_T: Tensor, num_places: int) -> Tensor:
         ctx.save_for_backward(places_T)
-        rows_PD: Tensor = torch.ops.electra_dist.put(tokens_TD, places_T, num_places)
-        return rows_PD
+        return put(tokens_TD, places_T, num_places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_PD: Tensor) -> tuple[Tensor, None, None]:
-        return torch.ops.electra_dist.take(gradient_PD, *ctx.saved_tensors), None, None
+        return take(gradient_PD, *ctx.saved_tensors), None, None
 
 
 def tokens_of(rows_BLD: Tensor, places_T: Tensor | None) -> Tensor:

@@ -103,14 +103,15 @@ def calm_and_stopped(
     groups: ProcessGroups, corpus: str, folder: str, engines: list[dict[str, Any]]
 ) -> list[list[str]]:
     """For each engine: one run in one life, and one that is stopped at about half and resumed."""
+    steps = ["--schedule.num_steps", "24", "--checkpoint.every_steps", "9"]
     reasons = []
     for number, engine in enumerate(engines):
-        config = small_run(corpus, engine)
+        config = small_run(corpus, engine, [*steps, "--metrics.eval_every", "6"])
         calm, broken = Path(folder) / f"calm_{number}", Path(folder) / f"broken_{number}"
         reasons.append(
             [
                 live(groups, config, calm, None),
-                live(groups, config, broken, STOP_AT),
+                live(groups, config, broken, 11),
                 live(groups, config, broken, None),
             ]
         )
