@@ -95,7 +95,7 @@ def runner(config: RunConfig, micro_batches: list[Any], *, gathered: bool) -> Ca
     )
 
     def forward(micro_batch: Any) -> Tensor:
-        batch = to_batch(micro_batch, config.seed, CPU)
+        batch = to_batch(micro_batch, config.seed, CPU, keep_padding=True)
         ids_BL, positions_BN = batch.input_ids_BL, batch.masked_positions_BN
         mask_BL = batch.attention_mask_BL
         inputs = {

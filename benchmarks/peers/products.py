@@ -36,7 +36,7 @@ class Product:
 
 
 def of_step(config: RunConfig, *, num_tokens: int, num_rows: int, num_slots: int) -> list[Product]:
-    """The products of a step over rows that hold `num_tokens` tokens, of them so many masked."""
+    """The products of a step over rows that hold so many tokens and used slots."""
     model = config.model
     length = config.data.sequence_length
     embedding = model.embedding_size

@@ -150,7 +150,7 @@ class RowReader:
             num_blocks_B = examples.block_offsets[local_B + 1] - first_block_B
             parts += [
                 num_blocks_B,
-                examples.block_lengths[_ranges(first_block_B, num_blocks_B)],
+                examples.block_lengths[ranges(first_block_B, num_blocks_B)],
             ]
         else:
             parts += [examples.length_a[local_B], examples.length_b[local_B]]
@@ -303,7 +303,7 @@ def bit_windows(
     return found_BW
 
 
-def _ranges(first_B: NDArray[np.int64], num_B: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(first_B: NDArray[np.int64], num_B: NDArray[np.int64]) -> NDArray[np.int64]:
     """first, first + 1 ... of each range, one range after the other."""
     end_B = np.cumsum(num_B)
     return np.repeat(first_B - (end_B - num_B), num_B) + np.arange(end_B[-1])

@@ -54,9 +54,9 @@ class MicroBatch:
     masked_positions_BN: NDArray[np.uint16]
     masked_weights_BN: NDArray[np.float32]
     block_ids_BL: NDArray[np.int16] | None = None
-    """Packed rows only: 1, 2 ... for the documents of a row, 0 for padding."""
+    """Rows that documents share: 1, 2 ... for these, 0 for padding. From a corpus: packed rows."""
     position_ids_BL: NDArray[np.int32] | None = None
-    """Packed rows only: positions, from 0 in every block."""
+    """Where there are blocks: positions, from 0 in every one."""
     disturb: Callable[[Any], Any] | None = None
     """A fault on purpose: what becomes of the losses of its forward pass."""
 

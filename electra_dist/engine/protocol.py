@@ -140,14 +140,14 @@ than it saves."""
 
 
 def to_batch(
-    micro_batch: MicroBatch, seed: int, device: torch.device, *, as_it_is: bool = False
+    micro_batch: MicroBatch, seed: int, device: torch.device, *, keep_padding: bool = False
 ) -> Batch:
     """A micro-batch on `device` with its sampling noise; no attention mask where none is padded.
 
     Its arrays cross to the device as small as they are and are widened there. Columns that are
-    padding in all rows, and slots that no row uses, are cut off. Of what padding there is beyond
-    `COMPUTED_PADDING`, short rows share one first, and what is left is not computed. `as_it_is`
-    computes all of it in the rows that it came in: what the shorter ways are compared with.
+    padding in all rows, and slots that no row uses, are cut off. Where more than
+    `COMPUTED_PADDING` is padding, short rows share one first; of what is still more, nothing is
+    computed. `keep_padding` computes all of it, row by row: what the shorter ways are compared with.
     """
     # A multiple of 8, which tensor cores ask for.
     width, longest = micro_batch.input_ids_BL.shape[1], int(micro_batch.num_tokens_B.max(initial=1))
@@ -155,7 +155,7 @@ def to_batch(
     uniforms_BN: Array = random.sampling_uniforms(
         micro_batch.masked_positions_BN.shape, seed, micro_batch.step, micro_batch.index
     ).numpy()
-    if not as_it_is and _padding(micro_batch, length) > COMPUTED_PADDING:
+    if not keep_padding and _padding(micro_batch, length) > COMPUTED_PADDING:
         micro_batch, uniforms_BN = share_rows(
             micro_batch, uniforms_BN, length, least_saved=COMPUTED_PADDING
         )
@@ -180,7 +180,7 @@ def to_batch(
         position_ids_BL=None if positions is None else moved(positions, length),
         places_T=(
             torch.from_numpy(np.flatnonzero(mask_BL)).to(device, non_blocking=True)
-            if padding > COMPUTED_PADDING and not as_it_is
+            if padding > COMPUTED_PADDING and not keep_padding
             else None
         ),
         step=micro_batch.step,

@@ -32,10 +32,10 @@ class Batch(NamedTuple):
     sampled_ids_BN: Tensor | None = None
     """int64 replacements from outside (frozen corruption, parity tests) in place of samples."""
     block_ids_BL: Tensor | None = None
-    """int16, packed rows only: 1, 2 ... for the documents of a row and 0 for padding. A token
-    attends to its own document only."""
+    """int16, rows that documents share (packed ones, and short ones of a batch): 1, 2 ... for these
+    and 0 for padding. A token attends to its own document only."""
     position_ids_BL: Tensor | None = None
-    """int32, packed rows only: positions, from 0 in every document."""
+    """int32, where there are blocks: positions, from 0 in every one."""
     places_T: Tensor | None = None
     """int64, where the real tokens stand among the B L places: the encoders compute only these.
     None: they compute padding too."""

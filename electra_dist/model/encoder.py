@@ -66,12 +66,30 @@ class Embeddings(nn.Module):
 class Layout(NamedTuple):
     """Where the tokens of a batch stand: T of them in B rows of L."""
 
-    num_rows: int
     length: int
     bias_B1QL: Tensor | None
     """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
     places_T: Tensor | None
     """int64, places of the real tokens among the B L; None where all are computed."""
+    angles: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines that `modern` turns by."""
+
+    @property
+    def num_rows(self) -> int:
+        """B where padding, which the bias masks, is left out; else -1: as many as T tokens fill.
+
+        No number of its own: to torch's compiler only shapes can be variables from the first.
+        """
+        if self.places_T is None:
+            return -1
+        assert self.bias_B1QL is not None
+        return self.bias_B1QL.shape[0]
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether each row has blocks of its own: rows are shared, and B is any number."""
+        bias = self.bias_B1QL
+        return bias is not None and bias.shape[0] > 1 and bias.shape[2] > 1
 
 
 class Layer(nn.Module):
@@ -161,7 +179,7 @@ class Encoder(nn.Module):
         if self.direction != "both":
             mask_B1QL = causal_mask(mask_B1QL, length, self.direction, embedded_BLE.device)
         bias_B1QL = ops.attention_bias(mask_B1QL, embedded_BLE)
-        layout = Layout(num_rows, length, bias_B1QL, places_T)
+        layout = Layout(length, bias_B1QL, places_T)
         hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
@@ -170,6 +188,7 @@ class Encoder(nn.Module):
             hidden_TD,
             [layout] * len(self.layers),
             keys_S,
+            num_rows=num_rows,
             recompute=self.recompute,
             compiled=self.compiled,
         )
@@ -179,9 +198,10 @@ class Encoder(nn.Module):
 def run_layers(
     layers: nn.ModuleList,
     hidden_TD: Tensor,
-    layouts: Sequence[Any],
+    layouts: Sequence[Layout],
     keys_S: Tensor | None,
     *,
+    num_rows: int,
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
@@ -192,13 +212,14 @@ def run_layers(
         hidden_TD: what the first one reads.
         layouts: of each layer.
         keys_S: of the dropout sites of all layers, None for no dropout.
+        num_rows: in which the tokens stand.
         recompute: keep each layer's input only.
         compiled: run them through torch.compile.
     """
     noise: Sequence[Tensor | None] = [None] * len(layers)
     if keys_S is not None:
         # The rows of attention's mask are the most that a mask of a layer has.
-        num_rows, length = layouts[0].num_rows, layouts[0].length
+        length = layouts[0].length
         most_rows = num_rows * length * cast(Layer, layers[0]).num_heads
         words_SW = ops.noise(keys_S, (most_rows, max(length, hidden_TD.shape[-1])))
         noise = words_SW.split(SITES_PER_LAYER)
@@ -207,7 +228,7 @@ def run_layers(
         if compiled:
             kind: Any = type(layer)  # to mypy no class is hashable
             run = partial(compiled_layer(kind), layer)
-            _tell_what_varies(hidden_TD, layout.places_T)
+            _tell_what_varies(hidden_TD, layout, noise_S)
         if recompute and torch.is_grad_enabled():
             # Masks are made of their words again; CUDA's fused kernels need the generator's state.
             keeps_state = hidden_TD.is_cuda
@@ -216,17 +237,23 @@ def run_layers(
     return hidden_TD
 
 
-def _tell_what_varies(hidden_TD: Tensor, places_T: Tensor | None) -> None:
-    """To torch's compiler: not the width, but T where padding is left out.
+def _tell_what_varies(hidden_TD: Tensor, layout: Layout, noise_S: Tensor | None) -> None:
+    """To torch's compiler: not the width, but T where padding is left out, and B of shared rows.
 
     By itself it would take the width, in which the towers differ that share this code, for a
-    variable and could not vectorise it; and T for a constant once.
+    variable and could not vectorise it; and T and B for constants once, so that each form of a
+    layer would be compiled twice.
     """
     mark = torch._dynamo
     mark.mark_static(hidden_TD, 1)
-    if places_T is not None:
+    if layout.places_T is not None:
         mark.maybe_mark_dynamic(hidden_TD, 0)
-        mark.maybe_mark_dynamic(places_T, 0)
+        mark.maybe_mark_dynamic(layout.places_T, 0)
+    if layout.has_own_rows:
+        for rows in (hidden_TD, layout.bias_B1QL, *(layout.angles or ())):
+            mark.maybe_mark_dynamic(rows, 0)
+        if noise_S is not None:
+            mark.maybe_mark_dynamic(noise_S, 1)
 
 
 @cache
@@ -238,8 +265,9 @@ def compiled_layer(kind: Any) -> Callable[..., Tensor]:
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True
-    # Two towers, with and without gradient, with and without padding, with a mask and without.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    # Two towers, with and without gradient; no padding, a mask, blocks, both of these without what
+    # is padding; `modern`: the first layer, global and local ones.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     compiled: Callable[..., Tensor] = torch.compile(kind.forward)
     return compiled
 

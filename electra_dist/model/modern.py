@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops
-from electra_dist.model.encoder import SITES_PER_LAYER, attention_mask, run_layers
+from electra_dist.model.encoder import SITES_PER_LAYER, Layout, attention_mask, run_layers
 from electra_dist.model.padding import WordTable, vocabulary_logits
 from electra_dist.model.places import in_rows, tokens_of
 
@@ -54,18 +54,6 @@ class Angles(NamedTuple):
 
     cos: Tensor
     sin: Tensor
-
-
-class Layout(NamedTuple):
-    """Where the tokens of a batch stand, and what a layer's queries read."""
-
-    num_rows: int
-    length: int
-    bias_B1QL: Tensor | None
-    """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
-    places_T: Tensor | None
-    """int64, places of the real tokens among the B L; None where all are computed."""
-    angles: Angles
 
 
 class Layer(nn.Module):
@@ -108,6 +96,7 @@ class Layer(nn.Module):
         width = normed_TD.shape[-1]
         qkv = in_rows(self.qkv(normed_TD), layout.num_rows, layout.length, layout.places_T)
         qkv_BL3HA = qkv.view(*qkv.shape[:2], 3, self.num_heads, width // self.num_heads)
+        assert layout.angles is not None
         rotated_BL3HA: Tensor = _Rotate.apply(qkv_BL3HA, *layout.angles)
         context_BLD = ops.attention(rotated_BL3HA, layout.bias_B1QL, self.attention_dropout, noise)
         return tokens_of(context_BLD, layout.places_T)
@@ -165,7 +154,6 @@ class Encoder(nn.Module):
         )
         everywhere, nearby = (
             Layout(
-                num_rows,
                 length,
                 ops.attention_bias(mask, hidden_TD),
                 places_T,
@@ -179,6 +167,7 @@ class Encoder(nn.Module):
             hidden_TD,
             [nearby if number % every else everywhere for number in range(len(self.layers))],
             None if keys_S is None else keys_S[1:],
+            num_rows=num_rows,
             recompute=self.recompute,
             compiled=self.compiled,
         )
@@ -277,9 +266,12 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(qkv_BL3HA: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     """A new tensor: queries and keys turned by sign x angle, values as they are."""
+    first, second = qkv_BL3HA[:, :, :2].chunk(2, dim=-1)
+    if torch.compiler.is_compiling():  # a part of a tensor as `out=` would end its graph
+        turned = first * cos - sign * second * sin, second * cos + sign * first * sin
+        return torch.cat([torch.cat(turned, dim=-1), qkv_BL3HA[:, :, 2:]], dim=2)
     out_BL3HA = torch.empty_like(qkv_BL3HA, memory_format=torch.contiguous_format)
     out_BL3HA[:, :, 2] = qkv_BL3HA[:, :, 2]
-    first, second = qkv_BL3HA[:, :, :2].chunk(2, dim=-1)
     first_out, second_out = out_BL3HA[:, :, :2].chunk(2, dim=-1)
     torch.mul(first, cos, out=first_out).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=second_out).addcmul_(first, sin, value=sign)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from electra_dist.config.schema import RunConfig
+from electra_dist.config.schema import BatchConfig, RunConfig
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.deepspeed import DeepSpeedEngine
 from electra_dist.engine.protocol import Engine, to_batch
@@ -25,17 +25,24 @@ from tests.variants import SPECIAL_IDS, variant_of
 def config_of(variant: str, **engine: Any) -> RunConfig:
     config = tiny_config(**engine)
     narrow = replace(config.model, num_layers=2, generator_num_layers=2, generator_hidden_size=32)
-    return variant_of(replace(config, model=narrow), variant)
+    rows = BatchConfig(global_batch_size=8, micro_batch_size=4)
+    return variant_of(replace(config, model=narrow, batch=rows), variant)
 
 
 def parity_of_variants(
     groups: ProcessGroups, cases: list[tuple[str, dict[str, Any]]], num_steps: int
 ) -> list[dict[str, float]]:
-    """For each case: worst loss and weight difference from the reference engine."""
+    """For each case: worst loss and weight difference from the reference engine.
+
+    Every other micro-batch has rows that share one.
+    """
     reports = []
     for variant, settings in cases:
         plain = config_of(variant, kind="reference")
         model = JointElectra(plain, SPECIAL_IDS)
+        shared = to_batch(micro_batches(plain, 0, 0, 1)[1], plain.seed, CPU)
+        assert shared.block_ids_BL is not None
+        assert len(shared.input_ids_BL) < plain.batch.micro_batch_size
         recorder = Recorder(model)
         reference = ReferenceEngine(model, plain, ALONE, CPU, make_batch=recorder)
         losses = [

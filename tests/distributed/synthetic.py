@@ -42,7 +42,8 @@ def _micro_batch(config: RunConfig, step: int, index: int, *, is_real: bool) -> 
     rng = np.random.default_rng([config.seed, step, index])
     # Zipf-like ids, as in text: some rows of the word table move at every step, most do not.
     ids = 5 + np.minimum(rng.zipf(1.3, (size, length)), VOCAB_SIZE - 6).astype(np.int64)
-    shortest = length // 2 if index % 2 else length
+    # Several rows are short enough to share one.
+    shortest = length // (2 if size == 1 else 4) if index % 2 else length
     num_tokens = rng.integers(shortest, length + 1, size)
     ids[:, 0] = CLS
     ids[np.arange(size), num_tokens - 1] = SEP

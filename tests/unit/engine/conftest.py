@@ -14,6 +14,7 @@ from electra_dist.config.schema import (
     RunConfig,
 )
 from electra_dist.data.masking import MaskRule, mask_rows
+from electra_dist.data.store import SpecialIds
 from electra_dist.data.stream import MicroBatch
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -37,13 +38,7 @@ def make_micro_batch(
     ids[:, 0] = CLS
     ids[np.arange(size), num_tokens - 1] = SEP
     ids[np.arange(length) >= num_tokens[:, None]] = PAD
-    rule = MaskRule(
-        seed=config.seed,
-        mask_prob=0.15,
-        max_masked=config.max_masked,
-        mask_id=MASK,
-        never=(CLS, SEP, MASK),
-    )
+    rule = MaskRule.of(config, SpecialIds(pad=PAD, unk=1, cls=CLS, sep=SEP, mask=MASK))
     masks = mask_rows(ids, num_tokens, np.arange(size) + (step * 100 + index) * size, rule)
     return MicroBatch(
         step=step,

@@ -138,17 +138,28 @@ def test_rows_that_share_one_have_the_losses_and_gradients_of_rows_with_padding(
     config: RunConfig,
     make_micro_batch: MakeMicroBatch,
 ) -> None:
+    model_config = replace(config.model, generator_num_layers=2)
+    if backbone == "modern":  # one layer of each tower is local, within rows as well
+        reach = {"local_attention_window": 6, "global_attention_every": 2}
+        model_config = replace(model_config, backbone="modern", **reach)
     config = replace(
         config,
-        model=replace(config.model, backbone=backbone),
-        objective=replace(config.objective, name=objective, mask_sampling=mask_sampling),
+        model=model_config,
+        objective=replace(
+            config.objective, name=objective, mask_prob=0.3, mask_sampling=mask_sampling
+        ),
     )
     lengths = [16, 7, 16, 4, 9, 5]  # 9 + 7 and 5 + 4
     rows = make_micro_batch(config, is_padded=True, lengths=lengths)
+    comes_twice = [
+        len(set(places[used])) < used.sum()
+        for places, used in zip(rows.masked_positions_BN, rows.masked_weights_BN > 0, strict=True)
+    ]
+    assert any(comes_twice) == (mask_sampling == "google")
     types_BL = (np.arange(16) > rows.num_tokens_B[:, None] // 2).astype(np.uint8)
     rows = replace(rows, token_type_ids_BL=types_BL)
     shared = to_batch(rows, config.seed, CPU)
-    padded = to_batch(rows, config.seed, CPU, as_it_is=True)
+    padded = to_batch(rows, config.seed, CPU, keep_padding=True)
     assert shared.input_ids_BL.shape == (4, 16)
     assert padded.input_ids_BL.shape == (6, 16)
     assert padded.places_T is None

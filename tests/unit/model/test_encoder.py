@@ -94,7 +94,7 @@ def test_a_layer_is_the_post_ln_formula(config: RunConfig, scrambled: Scrambled)
     layer = cast(Layer, model.discriminator.encoder.layers[0])
     hidden = torch.randn(1, 7, 128, generator=torch.Generator().manual_seed(0))
     wanted = naive_layer(layer, hidden[0].double())
-    found = layer(hidden[0], Layout(1, 7, None, None))
+    found = layer(hidden[0], Layout(7, None, None))
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_compiled_layers_give_the_same_losses_and_gradients(
 
 
 @DYNAMO_MAY_WARN
-def test_batches_of_all_shapes_are_served_by_two_forms_of_a_layer(
+def test_batches_of_all_shapes_are_served_by_few_forms_of_a_layer(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
@@ -229,10 +229,23 @@ def test_batches_of_all_shapes_are_served_by_two_forms_of_a_layer(
         tower(embedded_BLE, None, keys_S=keys_S).sum().backward()
     # The first length, and all others.
     assert counters["stats"]["unique_graphs"] == 2
+    mask_BL = torch.arange(length) < torch.tensor([[20], [length], [9]])
     for num_real in (40, 30, 35):
         places_T = torch.randperm(3 * length)[:num_real].sort().values
-        tower(embedded_BLE, None, places_T=places_T, keys_S=keys_S).sum().backward()
+        tower(embedded_BLE, mask_BL, places_T=places_T, keys_S=keys_S).sum().backward()
     assert counters["stats"]["unique_graphs"] == 3
+    # Rows that are shared: any number of them, and of the tokens where some are left out.
+    for num_rows in (5, 3, 4):
+        embedded_BLE = torch.randn(num_rows, length, config.model.embedding_size)
+        blocks_BL = torch.arange(length).expand(num_rows, length) // 10
+        tower(embedded_BLE, None, blocks_BL, keys_S=keys_S).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 4
+    for num_rows in (4, 3, 5):
+        embedded_BLE = torch.randn(num_rows, length, config.model.embedding_size)
+        blocks_BL = torch.arange(length).expand(num_rows, length) // 10
+        places_T = torch.arange(num_rows * length - num_rows**2)
+        tower(embedded_BLE, None, blocks_BL, places_T, keys_S).sum().backward()
+    assert counters["stats"]["unique_graphs"] == 5
 
 
 def test_a_layer_that_cannot_be_compiled_runs_as_it_is(
