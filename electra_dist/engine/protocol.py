@@ -147,7 +147,7 @@ def to_batch(
     Its arrays cross to the device as small as they are and are widened there. Columns that are
     padding in all rows, and slots that no row uses, are cut off. Where more than
     `COMPUTED_PADDING` is padding, short rows share one first; of what is still more, nothing is
-    computed. `keep_padding` computes all of it, row by row: what the shorter ways are compared with.
+    computed. `keep_padding` computes all, row by row: what the shorter ways are compared with.
     """
     # A multiple of 8, which tensor cores ask for.
     width, longest = micro_batch.input_ids_BL.shape[1], int(micro_batch.num_tokens_B.max(initial=1))

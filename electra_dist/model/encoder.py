@@ -76,13 +76,13 @@ class Layout(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """B where padding, which the bias masks, is left out; else -1: as many as T tokens fill.
+        """B where rows are shared or padding is left out; else -1: as many as T tokens fill.
 
-        No number of its own: to torch's compiler only shapes can be variables from the first.
+        The bias is of so many rows then. A number of its own would be a constant to torch's
+        compiler, once.
         """
-        if self.places_T is None:
+        if self.bias_B1QL is None or (self.places_T is None and not self.has_own_rows):
             return -1
-        assert self.bias_B1QL is not None
         return self.bias_B1QL.shape[0]
 
     @property
