@@ -66,6 +66,8 @@ class Embeddings(nn.Module):
 class Layout(NamedTuple):
     """Where the tokens of a batch stand: T of them in B rows of L."""
 
+    batch_size: int
+    """B, which `num_rows` says better."""
     length: int
     bias_B1QL: Tensor | None
     """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
@@ -76,14 +78,15 @@ class Layout(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """B where rows are shared or padding is left out; else -1: as many as T tokens fill.
+        """B. Where rows are shared it is any number: torch's compiler is shown a shape.
 
-        The bias is of so many rows then. A number of its own would be a constant to torch's
-        compiler, once.
+        A number of Python would be a constant to it, once. And B is not T // L: with a division in
+        its loops a compiled step of `small` is as slow as one that is not.
         """
-        if self.bias_B1QL is None or (self.places_T is None and not self.has_own_rows):
-            return -1
-        return self.bias_B1QL.shape[0]
+        if self.has_own_rows:
+            assert self.bias_B1QL is not None
+            return self.bias_B1QL.shape[0]
+        return self.batch_size
 
     @property
     def has_own_rows(self) -> bool:
@@ -179,7 +182,7 @@ class Encoder(nn.Module):
         if self.direction != "both":
             mask_B1QL = causal_mask(mask_B1QL, length, self.direction, embedded_BLE.device)
         bias_B1QL = ops.attention_bias(mask_B1QL, embedded_BLE)
-        layout = Layout(length, bias_B1QL, places_T)
+        layout = Layout(num_rows, length, bias_B1QL, places_T)
         hidden_TD = tokens_of(embedded_BLE, places_T)
         if self.embeddings_project is not None:
             hidden_TD = self.embeddings_project(hidden_TD)
@@ -188,7 +191,6 @@ class Encoder(nn.Module):
             hidden_TD,
             [layout] * len(self.layers),
             keys_S,
-            num_rows=num_rows,
             recompute=self.recompute,
             compiled=self.compiled,
         )
@@ -201,7 +203,6 @@ def run_layers(
     layouts: Sequence[Layout],
     keys_S: Tensor | None,
     *,
-    num_rows: int,
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
@@ -212,14 +213,13 @@ def run_layers(
         hidden_TD: what the first one reads.
         layouts: of each layer.
         keys_S: of the dropout sites of all layers, None for no dropout.
-        num_rows: in which the tokens stand.
         recompute: keep each layer's input only.
         compiled: run them through torch.compile.
     """
     noise: Sequence[Tensor | None] = [None] * len(layers)
     if keys_S is not None:
         # The rows of attention's mask are the most that a mask of a layer has.
-        length = layouts[0].length
+        num_rows, length = layouts[0].batch_size, layouts[0].length
         most_rows = num_rows * length * cast(Layer, layers[0]).num_heads
         words_SW = ops.noise(keys_S, (most_rows, max(length, hidden_TD.shape[-1])))
         noise = words_SW.split(SITES_PER_LAYER)

@@ -154,6 +154,7 @@ class Encoder(nn.Module):
         )
         everywhere, nearby = (
             Layout(
+                num_rows,
                 length,
                 ops.attention_bias(mask, hidden_TD),
                 places_T,
@@ -167,7 +168,6 @@ class Encoder(nn.Module):
             hidden_TD,
             [nearby if number % every else everywhere for number in range(len(self.layers))],
             None if keys_S is None else keys_S[1:],
-            num_rows=num_rows,
             recompute=self.recompute,
             compiled=self.compiled,
         )

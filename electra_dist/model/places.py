@@ -74,10 +74,7 @@ def tokens_of(rows_BLD: Tensor, places_T: Tensor | None) -> Tensor:
 
 
 def in_rows(tokens_TD: Tensor, num_rows: int, length: int, places_T: Tensor | None) -> Tensor:
-    """Tokens back in their rows, [B, L, D]; zeros where none was computed.
-
-    Without places B may be -1, as many rows as the tokens fill.
-    """
+    """Tokens back in their rows, [B, L, D]; zeros where none was computed."""
     if places_T is not None:
         tokens_TD = _Put.apply(tokens_TD, places_T, num_rows * length)
     return tokens_TD.view(num_rows, length, tokens_TD.shape[-1])

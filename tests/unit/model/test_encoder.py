@@ -94,7 +94,7 @@ def test_a_layer_is_the_post_ln_formula(config: RunConfig, scrambled: Scrambled)
     layer = cast(Layer, model.discriminator.encoder.layers[0])
     hidden = torch.randn(1, 7, 128, generator=torch.Generator().manual_seed(0))
     wanted = naive_layer(layer, hidden[0].double())
-    found = layer(hidden[0], Layout(7, None, None))
+    found = layer(hidden[0], Layout(1, 7, None, None))
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
 
 

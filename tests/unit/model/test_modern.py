@@ -160,7 +160,7 @@ def test_a_layer_is_the_pre_norm_formula(
     hidden = hidden.double()
     angles = encoder._angles(100.0, hidden, 7, None)  # made in float32
     bias = ops.attention_bias(local_mask(None, None, 7, 2 * reach, hidden.device), hidden)
-    found = layer.double()(hidden, Layout(7, bias, None, angles))
+    found = layer.double()(hidden, Layout(1, 7, bias, None, angles))
     torch.testing.assert_close(found, naive_layer(layer, hidden, reach, 100.0), rtol=0, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_a_token_of_a_local_layer_reads_its_window_alone(
     hidden = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
     angles = encoder._angles(1e4, hidden, 24, None)
     bias = ops.attention_bias(local_mask(None, None, 24, 6, hidden.device), hidden)
-    layout = Layout(24, bias, None, angles)
+    layout = Layout(1, 24, bias, None, angles)
     other = hidden.clone()
     other[10] += torch.randn(128, generator=torch.Generator().manual_seed(1))
     layer = encoder.layers[1]
