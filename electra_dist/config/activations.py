@@ -82,10 +82,29 @@ def _embeddings(config: RunConfig, tower: Tower, device: Device, gradients: int)
     kept = elements * element_bytes(config) + 2 * FP32  # mean and deviation
     kept += width * _mask_bytes(config, device, config.model.hidden_dropout)
     kept *= tokens
-    if config.model.backbone == "modern":  # cosines and sines of both kinds of layers, for one row
+    kept += len(tower.encoders) * _masks(config, device)
+    if config.model.backbone == "modern":  # cosines and sines of both kinds of layers
         head_width = tower.width // tower.num_heads
-        kept += 2 * config.data.sequence_length * head_width * element_bytes(config)
+        rows = config.batch.micro_batch_size if config.data.packing == "packed" else 1
+        kept += 2 * rows * config.data.sequence_length * head_width * element_bytes(config)
     return Stage(kept=kept, gradients=gradients, table_gradient=_table_bytes(config, tower))
+
+
+def _masks(config: RunConfig, device: Device) -> int:
+    """Of packed rows: what a query may read, L numbers a token for all layers of a kind.
+
+    Rows that short documents of other corpora share have masks too, but are fewer.
+    """
+    is_kept = _is_fused(config, device) or config.engine.activation_checkpointing
+    if config.data.packing != "packed" or not is_kept:
+        return 0
+    kinds = 2 if config.model.backbone == "modern" else 1
+    return kinds * num_tokens(config) * config.data.sequence_length * element_bytes(config)
+
+
+def _is_fused(config: RunConfig, device: Device) -> bool:
+    """Whether attention is torch's own, which keeps its mask."""
+    return device == "cuda" or config.model.attention_dropout == 0
 
 
 def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> Stage:
@@ -93,7 +112,7 @@ def _layer(config: RunConfig, tower: Tower, device: Device, gradients: int) -> S
     weights_a_token = tower.num_heads * config.data.sequence_length
     elements = 3 * width  # queries, keys, values
     elements += width  # context
-    is_fused = device == "cuda" or config.model.attention_dropout == 0
+    is_fused = _is_fused(config, device)
     if is_fused:
         extra = tower.num_heads * FP32  # logarithm of the softmax's denominator
     else:

@@ -43,21 +43,22 @@ def config_of(recipe: str, variant: str = "electra", dropout: float = 0.1) -> Ru
 def full_rows(config: RunConfig) -> Batch:
     """Rows without padding whose masked slots are all used."""
     length, slots = config.data.sequence_length, config.max_masked
-    ids_BL = (torch.arange(length) + 5).repeat(NUM_ROWS, 1)
+    num_rows = config.batch.micro_batch_size
+    ids_BL = (torch.arange(length) + 5).repeat(num_rows, 1)
     return Batch(
         input_ids_BL=ids_BL,
         masked_ids_BL=ids_BL.clone(),
         token_type_ids_BL=torch.zeros_like(ids_BL),
         attention_mask_BL=None,
-        masked_positions_BN=torch.arange(slots).repeat(NUM_ROWS, 1),
-        masked_weights_BN=torch.ones(NUM_ROWS, slots),
-        uniforms_BN=torch.full((NUM_ROWS, slots), 0.5),
+        masked_positions_BN=torch.arange(slots).repeat(num_rows, 1),
+        masked_weights_BN=torch.ones(num_rows, slots),
+        uniforms_BN=torch.full((num_rows, slots), 0.5),
     )
 
 
-def kept_bytes(config: RunConfig) -> int:
+def kept_bytes(config: RunConfig, batch: Batch | None = None) -> int:
     """Floating-point memory that is alive between the forward and the backward pass."""
-    model, batch = JointElectra(config, SPECIAL_IDS), full_rows(config)
+    model, batch = JointElectra(config, SPECIAL_IDS), batch or full_rows(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     alive: dict[int, Tensor] = {}
 
@@ -89,6 +90,24 @@ def test_activations_of_other_objectives_and_towers_are_what_autograd_keeps(vari
     config = config_of("tiny", variant)
     predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
     assert predicted == pytest.approx(kept_bytes(config), rel=0.01)
+
+
+@pytest.mark.parametrize("variant", ["electra", "electric", "modern"])
+def test_activations_of_packed_rows_are_what_autograd_keeps(variant: str) -> None:
+    """Masks that attention keeps and, of `modern`, angles by row."""
+    config = config_of("tiny", variant, dropout=0.0)
+    config = replace(
+        config,
+        data=replace(config.data, packing="packed"),
+        batch=BatchConfig(global_batch_size=3, micro_batch_size=3),
+    )
+    length = config.data.sequence_length
+    blocks_BL = (torch.arange(length) // 40 + 1).repeat(3, 1)
+    batch = full_rows(config)._replace(
+        block_ids_BL=blocks_BL, position_ids_BL=torch.arange(length).repeat(3, 1) % 40
+    )
+    predicted = sum(stage.kept for stage in activation_stages(config, "cpu"))
+    assert predicted == pytest.approx(kept_bytes(config, batch), rel=0.01)
 
 
 def most_bytes_of_a_forward_pass(config: RunConfig) -> int:
