@@ -67,7 +67,7 @@ class Layout(NamedTuple):
     """Where the tokens of a batch stand: T of them in B rows of L."""
 
     batch_size: int
-    """B, which `num_rows` says better."""
+    """B as a number of Python; a layer asks `num_rows`."""
     length: int
     bias_B1QL: Tensor | None
     """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
