@@ -42,9 +42,11 @@ def _micro_batch(config: RunConfig, step: int, index: int, *, is_real: bool) -> 
     rng = np.random.default_rng([config.seed, step, index])
     # Zipf-like ids, as in text: some rows of the word table move at every step, most do not.
     ids = 5 + np.minimum(rng.zipf(1.3, (size, length)), VOCAB_SIZE - 6).astype(np.int64)
-    # Several rows are short enough to share one.
-    shortest = length // (2 if size == 1 else 4) if index % 2 else length
+    shortest = length // 2 if index % 2 else length
     num_tokens = rng.integers(shortest, length + 1, size)
+    if size > 1 and index % 2:  # any two of the others share a row
+        num_tokens[0] = length
+        num_tokens[1:] = rng.integers(length // 8, length // 2 + 1, size - 1)
     ids[:, 0] = CLS
     ids[np.arange(size), num_tokens - 1] = SEP
     ids[np.arange(length) >= num_tokens[:, None]] = PAD
