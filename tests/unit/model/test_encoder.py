@@ -191,14 +191,23 @@ DYNAMO_MAY_WARN = pytest.mark.filterwarnings("ignore")
 
 @DYNAMO_MAY_WARN
 @pytest.mark.slow
-@pytest.mark.parametrize("lengths", [[24, 24], [24, 9]])
+@pytest.mark.parametrize(
+    ("lengths", "is_shared"), [([24, 24], False), ([24, 9], False), ([24, 24], True)]
+)
 def test_compiled_layers_give_the_same_losses_and_gradients(
-    lengths: list[int], config: RunConfig, make_batch: MakeBatch, scrambled: Scrambled
+    lengths: list[int],
+    is_shared: bool,
+    config: RunConfig,
+    make_batch: MakeBatch,
+    scrambled: Scrambled,
 ) -> None:
     assert config.model.hidden_dropout > 0
     batch = make_batch(config, lengths)
     if min(lengths) < 24:
         batch = batch._replace(places_T=places_of(batch))
+    if is_shared:
+        places_BL = torch.arange(24).repeat(2, 1)
+        batch = batch._replace(block_ids_BL=places_BL // 10 + 1, position_ids_BL=places_BL % 10)
     plain, wanted = gradients(scrambled(config).double(), batch)
     compiled = replace(config, engine=EngineConfig(compile=True, zero_stage=2))
     model = scrambled(compiled).double()
