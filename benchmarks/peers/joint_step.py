@@ -128,7 +128,7 @@ def runner(config: RunConfig, micro_batches: list[Any], *, gathered: bool) -> Ca
             loss = forward(micro_batch) / len(micro_batches)
             loss.backward()
             total += float(loss.detach())
-        clip_gradients(model, optim.clip_norm)
+        clip_gradients(model.parameters(), optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         return total

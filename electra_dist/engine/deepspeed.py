@@ -122,7 +122,8 @@ class DeepSpeedEngine:
         options: StepOptions = PLAIN,
     ) -> LocalResult:
         """See `Engine.step`."""
-        self._engine.train()
+        if not self._engine.module.training:  # setting it anew walks over all modules
+            self._engine.train()
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         if self._config.engine.precision == "fp16":
@@ -253,7 +254,7 @@ class DeepSpeedEngine:
     def _grad_norm(self) -> float:
         """Of this step, when the optimizer asks. Stage 0 gives none and clips here."""
         if self._stage == 0:
-            return clip_gradients(self._engine.module, self._config.optim.clip_norm)
+            return clip_gradients(self._parameters.values(), self._config.optim.clip_norm)
         norm = float(self._zero._global_grad_norm)
         return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
 

@@ -82,7 +82,8 @@ class ReferenceEngine:
         options: StepOptions = PLAIN,
     ) -> LocalResult:
         """See `Engine.step`."""
-        self._model.train()
+        if not self._model.training:  # setting it anew takes 2 ms for the 200 modules of `small`
+            self._model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.num_updates = options.updates_before(micro_batches)
@@ -105,7 +106,7 @@ class ReferenceEngine:
             if options.loss_scale != 1.0:
                 torch._foreach_mul_(self._gradients(), 1.0 / options.loss_scale)
             clip_norm = self._config.optim.clip_norm
-            norm = clip_gradients(self._masters, clip_norm)
+            norm = clip_gradients(self._parameters.values(), clip_norm)
             question = Question(lambda: sums.result(norm), may_apply)
             self.optimizer.may_apply = question.ask
             self.optimizer.step()
@@ -152,7 +153,7 @@ class ReferenceEngine:
         return zip(self._model.parameters(), self._masters.parameters(), strict=True)
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._masters.parameters() if p.grad is not None]
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
 
     def _collect_gradients(self) -> None:
         """Add what the last backward pass left to the gradients of the masters, in fp32."""

@@ -27,7 +27,11 @@ _MULTIPLIERS = (0x7FEB352D, -0x7B935975)  # of lowbias32; the second is 0x846CA6
 
 def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
     """Key torch's default generators (CPU and accelerators) for one micro-batch of one step."""
-    torch.manual_seed(fold(seed, step, micro_batch, DROPOUT_SITE))
+    number = fold(seed, step, micro_batch, DROPOUT_SITE)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # without one, torch.manual_seed takes 1 ms to queue a call for each kind there might be
+        torch.default_generator.manual_seed(number)
 
 
 def sampling_uniforms(shape: tuple[int, ...], seed: int, step: int, micro_batch: int) -> Tensor:

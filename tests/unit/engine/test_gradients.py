@@ -29,7 +29,7 @@ def test_gradients_longer_than_the_limit_are_scaled_to_it_together(scale: float)
     model.layer_norm.bias.grad = None  # a parameter that took no part
     before = gradients_of(model)
     norm = math.sqrt(sum(x * x for x in before))
-    assert clip_gradients(model, 0.5) == pytest.approx(norm, rel=1e-7)
+    assert clip_gradients(model.parameters(), 0.5) == pytest.approx(norm, rel=1e-7)
     factor = min(1.0, 0.5 / norm)
     assert gradients_of(model) == pytest.approx([factor * x for x in before], rel=1e-5)
     if norm < 0.5:
@@ -42,7 +42,7 @@ def test_the_norm_of_a_gradient_that_is_not_finite_is_not_finite() -> None:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         model.dense.weight.grad[0, 0] = poison
-        assert not math.isfinite(clip_gradients(model, 1.0))
+        assert not math.isfinite(clip_gradients(model.parameters(), 1.0))
 
 
 def test_towers_go_by_the_first_part_of_a_name() -> None:
