@@ -22,7 +22,6 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from electra_dist.config.schema import RunConfig
-from electra_dist.engine.gradients import clip_gradients
 from electra_dist.engine.optim import ElectraAdam, decay_groups
 from electra_dist.engine.protocol import to_batch
 
@@ -128,7 +127,7 @@ def runner(config: RunConfig, micro_batches: list[Any], *, gathered: bool) -> Ca
             loss = forward(micro_batch) / len(micro_batches)
             loss.backward()
             total += float(loss.detach())
-        clip_gradients(model.parameters(), optim.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         return total

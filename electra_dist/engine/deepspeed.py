@@ -24,7 +24,7 @@ from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import layers_are_leaves
 from electra_dist.data.stream import MicroBatch
 from electra_dist.engine.ds_config import deepspeed_config, uses_nvme
-from electra_dist.engine.gradients import TowerNorms, clip_gradients
+from electra_dist.engine.gradients import TowerNorms, clip_divisor, gradient_norm
 from electra_dist.engine.optim import MOMENTS, make_optimizer
 from electra_dist.engine.parts import Part, Parts
 from electra_dist.engine.protocol import (
@@ -147,8 +147,9 @@ class DeepSpeedEngine:
         # Stages 1 to 3 leave an update out by themselves, on all ranks, where the norm is not
         # finite: the optimizer has not asked then.
         question.ask()
-        norms = self._norms.take(question.local.grad_norm, self._config.optim.clip_norm)
-        return replace(question.local, squared_norms=norms)
+        # Sharded stages have scaled the gradients by then, stage 0 has the optimizer do it.
+        divisor = 1.0 if self._stage == 0 else self._clip_divisor(question.local.grad_norm)
+        return replace(question.local, squared_norms=self._norms.take(divisor))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -252,11 +253,16 @@ class DeepSpeedEngine:
             return total.to(sums.device)
 
     def _grad_norm(self) -> float:
-        """Of this step, when the optimizer asks. Stage 0 gives none and clips here."""
+        """Of this step, when the optimizer asks. Stage 0 gives none, and its clip is ours."""
         if self._stage == 0:
-            return clip_gradients(self._parameters.values(), self._config.optim.clip_norm)
+            norm = gradient_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+            self.optimizer.gradient_divisor = self._clip_divisor(norm)
+            return norm
         norm = float(self._zero._global_grad_norm)
         return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
+
+    def _clip_divisor(self, norm: float) -> float:
+        return clip_divisor(norm, self._config.optim.clip_norm)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

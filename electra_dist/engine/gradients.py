@@ -1,11 +1,11 @@
-"""Gradients as a whole: the joint clip, and how much of the norm is of which tower."""
+"""Gradients as a whole: their norm, the joint clip, and how much of the norm is of which tower."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from electra_dist.engine.parts import Parts, row_norms, squared_norm
 
@@ -13,18 +13,19 @@ SHARED = "shared"
 """What both towers use: word, position and type tables and their LayerNorm."""
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients to a global norm of at most `max_norm`; the norm before that.
+def gradient_norm(gradients: Sequence[Tensor]) -> float:
+    """Norm of all of them together.
 
     Summed in float64 (`row_norms`), as DeepSpeed's sharded stages do: a norm in float32 is off
     by 3e-7 of itself, and that moved the losses of 20 steps apart by 9e-6.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.cat(row_norms(grads))
-    norm = float(torch.linalg.vector_norm(norms, dtype=torch.float64))
-    if norm > max_norm:
-        torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
-    return norm
+    norms = torch.cat(row_norms(gradients))
+    return float(torch.linalg.vector_norm(norms, dtype=torch.float64))
+
+
+def clip_divisor(norm: float, max_norm: float) -> float:
+    """What gradients of this norm are divided by, so that it is `max_norm` at most."""
+    return (norm + 1e-6) / max_norm if norm > max_norm else 1.0
 
 
 def tower_of(parameter: str) -> str:
@@ -56,17 +57,15 @@ class TowerNorms:
             ]
             self._sums.append(self._parts.sums(squares, 1, tensors[0].device).squeeze(1))
 
-    def take(self, grad_norm: float, clip_norm: float) -> dict[str, float]:
-        """What was added since the last call: this rank's part of each squared norm, unclipped.
+    def take(self, divisor: float = 1.0) -> dict[str, float]:
+        """What was added since the last call: this rank's part of each squared norm.
 
         Args:
-            grad_norm: of the joint gradient before it was clipped.
-            clip_norm: what it was clipped to.
+            divisor: what the gradients had been divided by when they were added.
         """
         found = dict.fromkeys(self._towers, 0.0)
-        unclipped = max(1.0, (grad_norm + 1e-6) / clip_norm) ** 2
         for sums in self._sums:
             for tower, square in zip(self._towers, sums.tolist(), strict=True):
-                found[tower] += square * unclipped
+                found[tower] += square * divisor**2
         self._sums.clear()
         return found

@@ -49,6 +49,8 @@ class MomentOptimizer(torch.optim.Optimizer):
         """Asked by every `step`, right before a weight changes: False leaves all as it is."""
         self.before_update: Callable[[Sequence[Tensor]], None] | None = None
         """Called with the tensors that are about to change, while they have their gradients."""
+        self.gradient_divisor = 1.0
+        """Of the gradients, on their way into an update: a clip takes no pass of its own."""
         self.num_updates = 0
         """Of which the moments are made."""
         self.parts: Parts | None = None
@@ -86,13 +88,18 @@ class MomentOptimizer(torch.optim.Optimizer):
     def _fused_adamw(self, params: list[Tensor], group: dict[str, Any], num_updates: float) -> None:
         """Torch's fused AdamW, corrected as after so many updates before this one: one pass."""
         beta1, beta2 = group["betas"]
+        device = params[0].device
         # adamw adds 1 to each of these, so each parameter has its own.
-        steps = torch.full((len(params),), num_updates, device=params[0].device)
+        steps = torch.full((len(params),), num_updates, device=device)
+        divisor = None
+        if self.gradient_divisor != 1.0:
+            divisor = torch.full((), self.gradient_divisor, device=device)
+        moments = [self.moments(p) for p in params]
         adamw(
             params,
             [p.grad for p in params if p.grad is not None],
-            [self.moments(p)["exp_avg"] for p in params],
-            [self.moments(p)["exp_avg_sq"] for p in params],
+            [both["exp_avg"] for both in moments],
+            [both["exp_avg_sq"] for both in moments],
             [],
             list(steps.unbind()),
             fused=True,
@@ -103,6 +110,7 @@ class MomentOptimizer(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            grad_scale=divisor,
         )
 
 
@@ -164,6 +172,8 @@ class Lamb(AdamW):
         (beta1, beta2), count = group["betas"], self.num_updates + 1
         first, second = (self.moments(parameter)[name].view(-1)[own] for name in MOMENTS)
         gradient = parameter.grad.reshape(-1)[own]
+        if self.gradient_divisor != 1.0:
+            gradient = gradient / self.gradient_divisor
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         update = second.sqrt().div_((1 - beta2**count) ** 0.5).add_(group["eps"])

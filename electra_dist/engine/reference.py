@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from electra_dist.config.schema import RunConfig
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.gradients import TowerNorms, clip_gradients
+from electra_dist.engine.gradients import TowerNorms, clip_divisor, gradient_norm
 from electra_dist.engine.optim import MOMENTS, make_optimizer
 from electra_dist.engine.parts import Parts
 from electra_dist.engine.protocol import (
@@ -105,14 +105,14 @@ class ReferenceEngine:
         with self._phases.enter("optimizer"):
             if options.loss_scale != 1.0:
                 torch._foreach_mul_(self._gradients(), 1.0 / options.loss_scale)
-            clip_norm = self._config.optim.clip_norm
-            norm = clip_gradients(self._parameters.values(), clip_norm)
+            norm = gradient_norm(self._gradients())
+            self.optimizer.gradient_divisor = clip_divisor(norm, self._config.optim.clip_norm)
             question = Question(lambda: sums.result(norm), may_apply)
             self.optimizer.may_apply = question.ask
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.state_restored()
-            return replace(question.local, squared_norms=self._norms.take(norm, clip_norm))
+            return replace(question.local, squared_norms=self._norms.take())
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from electra_dist.engine.gradients import TowerNorms, clip_gradients, tower_of
+from electra_dist.engine.gradients import TowerNorms, clip_divisor, gradient_norm, tower_of
 from electra_dist.engine.parts import Part, Parts
 
 
@@ -16,33 +16,37 @@ class Network(nn.Module):
         self.layer_norm = nn.LayerNorm(4)
 
 
-def gradients_of(model: nn.Module) -> list[float]:
-    return [x for p in model.parameters() if p.grad is not None for x in p.grad.flatten().tolist()]
+def gradients_of(model: nn.Module) -> list[torch.Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    return [torch.randn(p.shape, generator=noise) for p in model.parameters()]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_gradients_longer_than_the_limit_are_scaled_to_it_together(scale: float) -> None:
-    model = Network()
-    noise = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.grad = scale * torch.randn(parameter.shape, generator=noise)
-    model.layer_norm.bias.grad = None  # a parameter that took no part
-    before = gradients_of(model)
-    norm = math.sqrt(sum(x * x for x in before))
-    assert clip_gradients(model.parameters(), 0.5) == pytest.approx(norm, rel=1e-7)
-    factor = min(1.0, 0.5 / norm)
-    assert gradients_of(model) == pytest.approx([factor * x for x in before], rel=1e-5)
-    if norm < 0.5:
-        assert gradients_of(model) == before
+def test_gradients_longer_than_the_limit_are_divided_down_to_it_together(scale: float) -> None:
+    gradients = [scale * g for g in gradients_of(Network())]
+    norm = gradient_norm(gradients)
+    assert norm == pytest.approx(math.sqrt(sum(float((g * g).sum()) for g in gradients)), rel=1e-7)
+    clipped = [g / clip_divisor(norm, 0.5) for g in gradients]
+    assert gradient_norm(clipped) == pytest.approx(min(norm, 0.5), rel=1e-5)
+    if norm <= 0.5:
+        assert clip_divisor(norm, 0.5) == 1.0
 
 
-def test_the_norm_of_a_gradient_that_is_not_finite_is_not_finite() -> None:
-    model = Network()
-    for poison in (math.nan, math.inf):
-        for parameter in model.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        model.dense.weight.grad[0, 0] = poison
-        assert not math.isfinite(clip_gradients(model.parameters(), 1.0))
+@pytest.mark.parametrize("sizes", [(1,), (1023, 1), (1024,), (0, 5), (3000, 7, 1024, 500, 900)])
+def test_the_norm_is_that_of_all_numbers_in_one_row(sizes: tuple[int, ...]) -> None:
+    noise = torch.Generator().manual_seed(1)
+    gradients = [torch.randn(size, generator=noise) for size in sizes]
+    expected = torch.linalg.vector_norm(torch.cat(gradients), dtype=torch.float64)
+    assert gradient_norm(gradients) == pytest.approx(float(expected), rel=1e-7)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_the_norm_of_a_gradient_that_is_not_finite_is_not_finite(poison: float) -> None:
+    gradients = gradients_of(Network())
+    gradients[1][0, 0] = poison
+    norm = gradient_norm(gradients)
+    assert not math.isfinite(norm)
+    assert clip_divisor(norm, 1.0) != 0.0
 
 
 def test_towers_go_by_the_first_part_of_a_name() -> None:
@@ -63,9 +67,9 @@ def test_squared_norms_of_towers_are_those_of_the_unclipped_gradient() -> None:
     padding.grad = torch.ones(3)
     norms = TowerNorms(parts, counts=True)
     norms.add([flat, padding])
-    found = norms.take(grad_norm=10.0, clip_norm=1.0)
+    found = norms.take(divisor=10.0)
     assert found == pytest.approx({"shared": 25.0, "generator": 0.0, "discriminator": 9.0})
-    assert set(norms.take(10.0, 1.0).values()) == {0.0}
+    assert set(norms.take().values()) == {0.0}
     copy = TowerNorms(parts, counts=False)
     copy.add([flat])
-    assert set(copy.take(10.0, 1.0).values()) == {0.0}
+    assert set(copy.take().values()) == {0.0}

@@ -76,6 +76,24 @@ def test_many_steps_are_those_of_a_float64_loop(
         assert parameter.flatten().tolist() == pytest.approx(wanted, rel=2e-5, abs=2e-6), name
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_are_divided_on_their_way_into_an_update(name: str) -> None:
+    torch.manual_seed(0)
+    divided, plain = Network(), Network()
+    plain.load_state_dict(divided.state_dict())
+    optimizers = [OPTIMIZERS[name](decay_groups(model, 0.01), lr=0.1) for model in (divided, plain)]
+    optimizers[0].gradient_divisor = 4.0  # a power of two: no rounding
+    for step in range(3):
+        for parameter, other in zip(divided.parameters(), plain.parameters(), strict=True):
+            parameter.grad = torch.randn(parameter.shape)
+            other.grad = parameter.grad / 4.0
+        for optimizer in optimizers:
+            optimizer.num_updates = step
+            optimizer.step()
+    for parameter, other in zip(divided.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+
+
 Gradients = dict[str, list[Tensor]]
 
 
