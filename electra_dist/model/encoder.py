@@ -11,12 +11,12 @@ from functools import cache, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
+from electra_dist.model.gelu import gelu
 from electra_dist.model.linear import linear
 from electra_dist.model.padding import WordTable
 from electra_dist.model.places import in_rows, tokens_of
@@ -120,7 +120,7 @@ class Layer(nn.Module):
         hidden_TD = self.attention_layer_norm(
             ops.add_dropped(hidden_TD, attended_TD, self.hidden_dropout, attended_noise)
         )
-        out_TD = linear(F.gelu(linear(hidden_TD, self.ffn_in)), self.ffn_out)
+        out_TD = linear(gelu(linear(hidden_TD, self.ffn_in)), self.ffn_out)
         normed_TD: Tensor = self.ffn_layer_norm(
             ops.add_dropped(hidden_TD, out_TD, self.hidden_dropout, out_noise)
         )

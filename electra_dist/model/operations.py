@@ -7,16 +7,18 @@ By `torch.library.Library`, whose calls cost a few microseconds; those of
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("electra_dist", "FRAGMENT")
+Result = TypeVar("Result", Tensor, None)
 
 
 def define(
-    signature: str, run: Callable[..., Tensor], shape_of: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+    signature: str, run: Callable[..., Result], shape_of: Callable[..., Result]
+) -> Callable[..., Result]:
     """An operation without a gradient, as torch's schema language writes it: "name(...) -> Tensor".
 
     Args:
@@ -28,5 +30,18 @@ def define(
     _LIBRARY.define(signature)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"electra_dist::{name}", shape_of, lib=_LIBRARY)
-    operation: Callable[..., Tensor] = getattr(torch.ops.electra_dist, name).default
+    operation: Callable[..., Result] = getattr(torch.ops.electra_dist, name).default
     return operation
+
+
+_kept = define("kept(Tensor(a!) values) -> ()", lambda _: None, lambda _: None)
+
+
+def kept(values: Tensor) -> Tensor:
+    """The values; a compiled backward pass reads what the forward pass wrote.
+
+    It makes again what takes no product to make, however much that has to read. The operation does
+    nothing, but says that it writes: what it was given can't be made again without it.
+    """
+    _kept(values)
+    return values

@@ -9,6 +9,7 @@ Shapes: B rows, L positions, P = B L places, T tokens that are computed, D width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ def _put(tokens_TD: Tensor, places_T: Tensor, num_places: int) -> Tensor:
     return rows_PD.index_copy_(0, places_T, tokens_TD)
 
 
-take = operations.define(
+take: Callable[..., Tensor] = operations.define(
     "take(Tensor rows, Tensor places) -> Tensor",
     _take,
     lambda rows_PD, places_T: rows_PD.new_empty(places_T.shape[0], rows_PD.shape[1]),
 )
-put = operations.define(
+put: Callable[..., Tensor] = operations.define(
     "put(Tensor tokens, Tensor places, SymInt num_places) -> Tensor",
     _put,
     lambda tokens_TD, _, num_places: tokens_TD.new_empty(num_places, tokens_TD.shape[1]),
