@@ -28,8 +28,10 @@ class _Gelu(torch.autograd.Function):
     def forward(ctx: Any, values_TF: Tensor) -> Tensor:
         share_TF = 0.5 + 0.5 * torch.erf(values_TF * math.sqrt(0.5))
         density_TF = torch.exp(-0.5 * values_TF * values_TF) * (1.0 / math.sqrt(2.0 * math.pi))
-        ctx.save_for_backward(operations.kept(share_TF + values_TF * density_TF))
-        return operations.kept(values_TF * share_TF)
+        activated_TF, slope_TF = values_TF * share_TF, share_TF + values_TF * density_TF
+        operations.kept(activated_TF, slope_TF)
+        ctx.save_for_backward(slope_TF)
+        return activated_TF
 
     @staticmethod
     @once_differentiable

@@ -27,21 +27,21 @@ def define(
         shape_of: an empty tensor of the result's shape, type and device, for the compiler.
     """
     name = signature.split("(")[0]
-    _LIBRARY.define(signature)
+    # Any layout will do: one of its own would be written for what an operation is given.
+    _LIBRARY.define(signature, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"electra_dist::{name}", shape_of, lib=_LIBRARY)
     operation: Callable[..., Result] = getattr(torch.ops.electra_dist, name).default
     return operation
 
 
-_kept = define("kept(Tensor(a!) values) -> ()", lambda _: None, lambda _: None)
+_kept = define("kept(Tensor(a!)[] values) -> ()", lambda _: None, lambda _: None)
 
 
-def kept(values: Tensor) -> Tensor:
-    """The values; a compiled backward pass reads what the forward pass wrote.
+def kept(*values: Tensor) -> None:
+    """Have a compiled backward pass read these values of the forward pass, one of which goes on.
 
     It makes again what takes no product to make, however much that has to read. The operation does
     nothing, but says that it writes: what it was given can't be made again without it.
     """
-    _kept(values)
-    return values
+    _kept(list(values))

@@ -113,10 +113,8 @@ def attention(
         )
     else:
         assert words is not None
-        keep_BHLL = random.keep_mask(words, (batch, heads, length, length), p, qkv_BL3HA)
-        context_BHLA = _DroppedAttention.apply(
-            qkv_3BHLA, bias_B1QL, keep_BHLL, random.keep_scale(p)
-        )
+        keep_RL = random.keep_mask(words, (batch * heads * length, length), p, qkv_BL3HA)
+        context_BHLA = _DroppedAttention.apply(qkv_3BHLA, bias_B1QL, keep_RL, random.keep_scale(p))
     return context_BHLA.transpose(1, 2).reshape(batch, length, heads * width)
 
 
@@ -129,16 +127,18 @@ class _DroppedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv_3BHLA: Tensor, bias_B1QL: Tensor | None, keep_BHLL: Tensor, scale: float
+        ctx: Any, qkv_3BHLA: Tensor, bias_B1QL: Tensor | None, keep_RL: Tensor, scale: float
     ) -> Tensor:
         _, batch, heads, length, width = qkv_3BHLA.shape
         qkv_3XLA = qkv_3BHLA.reshape(3, batch * heads, length, width)
         query_XLA, key_XLA, value_XLA = qkv_3XLA.unbind(0)
         scores_XLL = apart(_product(query_XLA, key_XLA.mT, width**-0.5))
         if bias_B1QL is not None:
-            scores_XLL.view(keep_BHLL.shape).add_(bias_B1QL)
-        weights_XLL = torch.softmax(scores_XLL, dim=-1)
-        dropped_XLL = keep_BHLL.view(scores_XLL.shape).mul_(weights_XLL)
+            scores_XLL.view(batch, heads, length, length).add_(bias_B1QL)
+        # As one matrix of R = X L rows, as the mask is: torch's compiler makes one loop of them.
+        weights_RL = torch.softmax(scores_XLL.view(keep_RL.shape), dim=-1)
+        dropped_XLL = keep_RL.mul_(weights_RL).view(scores_XLL.shape)
+        weights_XLL = weights_RL.view(scores_XLL.shape)
         context_XLA = _product(dropped_XLL, value_XLA, scale)
         ctx.save_for_backward(qkv_3XLA, weights_XLL, dropped_XLL, context_XLA)
         ctx.scale = scale
