@@ -106,9 +106,10 @@ def dropped_shares(
     attention: list[float] = []
     keys: list[tuple[int, int]] = []
     keep_mask = random.keep_mask
+    length = batch.input_ids_BL.shape[1]  # no width of a tower is the same
 
     def spy(words: Tensor, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-        (attention if len(shape) == 4 else hidden).append(p)
+        (attention if shape[-1] == length else hidden).append(p)
         keys.append((int(words[0]), int(words[1])))
         return keep_mask(words, shape, p, like)
 
