@@ -6,13 +6,10 @@ E embedding width, F = 4 D, H heads, A = D / H, S dropout sites, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops, random
@@ -20,11 +17,9 @@ from electra_dist.model.gelu import gelu
 from electra_dist.model.linear import linear
 from electra_dist.model.padding import WordTable
 from electra_dist.model.places import in_rows, tokens_of
+from electra_dist.model.stack import SITES_PER_LAYER, Layout, run_layers
 
 Direction = Literal["both", "left_to_right", "right_to_left"]
-
-SITES_PER_LAYER = 3
-"""Attention weights, attention output, ffn output: what is dropped in a layer."""
 
 
 class Embeddings(nn.Module):
@@ -61,38 +56,6 @@ class Embeddings(nn.Module):
             + self.position(position_ids_BL)
         )
         return ops.dropout(self.layer_norm(embedded_BLE), self.dropout, key)
-
-
-class Layout(NamedTuple):
-    """Where the tokens of a batch stand: T of them in B rows of L."""
-
-    batch_size: int
-    """B as a number of Python; a layer asks `num_rows`."""
-    length: int
-    bias_B1QL: Tensor | None
-    """0 where a query may read a key (Q: 1 or L), -inf elsewhere; None: it may always."""
-    places_T: Tensor | None
-    """int64, places of the real tokens among the B L; None where all are computed."""
-    angles: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines that `modern` turns by."""
-
-    @property
-    def num_rows(self) -> int:
-        """B. Where rows are shared it is any number: torch's compiler is shown a shape.
-
-        A number of Python would be a constant to it, once. And B is not T // L: with a division in
-        its loops a compiled step of `small` is as slow as one that is not.
-        """
-        if self.has_own_rows:
-            assert self.bias_B1QL is not None
-            return self.bias_B1QL.shape[0]
-        return self.batch_size
-
-    @property
-    def has_own_rows(self) -> bool:
-        """Whether each row has blocks of its own: rows are shared, and B is any number."""
-        bias = self.bias_B1QL
-        return bias is not None and bias.shape[0] > 1 and bias.shape[2] > 1
 
 
 class Layer(nn.Module):
@@ -195,81 +158,6 @@ class Encoder(nn.Module):
             compiled=self.compiled,
         )
         return in_rows(hidden_TD, num_rows, length, places_T)
-
-
-def run_layers(
-    layers: nn.ModuleList,
-    hidden_TD: Tensor,
-    layouts: Sequence[Layout],
-    keys_S: Tensor | None,
-    *,
-    recompute: bool,
-    compiled: bool,
-) -> Tensor:
-    """The layers of either backbone, one by one: computed again in the backward pass if asked.
-
-    Args:
-        layers: all of one class, number of heads and width.
-        hidden_TD: what the first one reads.
-        layouts: of each layer.
-        keys_S: of the dropout sites of all layers, None for no dropout.
-        recompute: keep each layer's input only.
-        compiled: run them through torch.compile.
-    """
-    noise: Sequence[Tensor | None] = [None] * len(layers)
-    if keys_S is not None:
-        # The rows of attention's mask are the most that a mask of a layer has.
-        num_rows, length = layouts[0].batch_size, layouts[0].length
-        most_rows = num_rows * length * cast(Layer, layers[0]).num_heads
-        words_SW = ops.noise(keys_S, (most_rows, max(length, hidden_TD.shape[-1])))
-        noise = words_SW.split(SITES_PER_LAYER)
-    for layer, layout, noise_S in zip(layers, layouts, noise, strict=True):
-        run: Callable[..., Tensor] = layer
-        if compiled:
-            kind: Any = type(layer)  # to mypy no class is hashable
-            run = partial(compiled_layer(kind), layer)
-            _tell_what_varies(hidden_TD, layout, noise_S)
-        if recompute and torch.is_grad_enabled():
-            # Masks are made of their words again; CUDA's fused kernels need the generator's state.
-            keeps_state = hidden_TD.is_cuda
-            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=keeps_state)
-        hidden_TD = run(hidden_TD, layout, noise_S)
-    return hidden_TD
-
-
-def _tell_what_varies(hidden_TD: Tensor, layout: Layout, noise_S: Tensor | None) -> None:
-    """To torch's compiler: not the width, but T where padding is left out, and B of shared rows.
-
-    By itself it would take the width, in which the towers differ that share this code, for a
-    variable and could not vectorise it; and T and B for constants once, so that each form of a
-    layer would be compiled twice.
-    """
-    mark = torch._dynamo
-    mark.mark_static(hidden_TD, 1)
-    if layout.places_T is not None:
-        mark.maybe_mark_dynamic(hidden_TD, 0)
-        mark.maybe_mark_dynamic(layout.places_T, 0)
-    if layout.has_own_rows:
-        for rows in (hidden_TD, layout.bias_B1QL, *(layout.angles or ())):
-            mark.maybe_mark_dynamic(rows, 0)
-        if noise_S is not None:
-            mark.maybe_mark_dynamic(noise_S, 1)
-
-
-@cache
-def compiled_layer(kind: Any) -> Callable[..., Tensor]:
-    """`forward` of a class of layers, compiled; what cannot be compiled runs as it is.
-
-    By the layer, as all layers of a width are compiled in the time of one.
-    """
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = True
-    # Two towers, with and without gradient; no padding, a mask, blocks, both of these without what
-    # is padding; `modern`: the first layer, global and local ones.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled: Callable[..., Tensor] = torch.compile(kind.forward)
-    return compiled
 
 
 def draw_keys(encoder: nn.Module, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

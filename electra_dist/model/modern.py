@@ -24,9 +24,10 @@ from torch.autograd.function import once_differentiable
 
 from electra_dist.config.schema import ModelConfig
 from electra_dist.model import ops
-from electra_dist.model.encoder import SITES_PER_LAYER, Layout, attention_mask, run_layers
+from electra_dist.model.encoder import attention_mask
 from electra_dist.model.padding import WordTable, vocabulary_logits
 from electra_dist.model.places import in_rows, tokens_of
+from electra_dist.model.stack import SITES_PER_LAYER, Layout, run_layers
 
 
 class Embeddings(nn.Module):

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from electra_dist.config.schema import EngineConfig, RunConfig
-from electra_dist.model import encoder, random
+from electra_dist.model import random, stack
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.encoder import Layer, Layout
+from electra_dist.model.encoder import Layer
+from electra_dist.model.stack import Layout
 
 MakeBatch = Callable[..., Batch]
 Scrambled = Callable[..., JointElectra]
@@ -226,9 +227,8 @@ def test_batches_of_all_shapes_are_served_by_few_forms_of_a_layer(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(
-        encoder, "compiled_layer", lambda kind: torch.compile(kind.forward, backend="eager")
-    )
+    eager = torch.compile(stack._run_in_turn, backend="eager")
+    monkeypatch.setattr(stack, "compiled_layers", lambda: eager)
     model = JointElectra(replace(config, engine=EngineConfig(compile=True)))
     assert model.discriminator is not None
     tower = model.discriminator.encoder
@@ -271,9 +271,8 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is(
 
     batch = make_batch(config, [24, 24])
     plain, _ = gradients(scrambled(config), batch)
-    monkeypatch.setattr(
-        encoder, "compiled_layer", lambda _kind: torch.compile(Layer.forward, backend=broken)
-    )
+    compiled = torch.compile(stack._run_in_turn, backend=broken)
+    monkeypatch.setattr(stack, "compiled_layers", lambda: compiled)
     model = scrambled(replace(config, engine=EngineConfig(compile=True)))
     # Not by monkeypatch: its undoing hides a setting of torch from whoever comes next.
     with torch._dynamo.config.patch(suppress_errors=True):
