@@ -70,7 +70,7 @@ class Gradients:
             name = parts.names[number]
             whole = self.whole.setdefault(name, torch.zeros(self._engine.parameter_shapes[name]))
             assert tensor.grad is not None
-            piece = tensor.grad.reshape(-1)[own]
+            piece = tensor.grad.reshape(-1)[own] / self._engine.optimizer.gradient_divisor
             if self._counts:
                 whole.view(-1)[self._starts[name] : self._starts[name] + len(piece)] = piece
         self._plain(tensors)
