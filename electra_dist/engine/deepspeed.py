@@ -148,7 +148,8 @@ class DeepSpeedEngine:
         # finite: the optimizer has not asked then.
         question.ask()
         # Sharded stages have scaled the gradients by then, stage 0 has the optimizer do it.
-        divisor = 1.0 if self._stage == 0 else self._clip_divisor(question.local.grad_norm)
+        norm, clip_norm = question.local.grad_norm, self._config.optim.clip_norm
+        divisor = 1.0 if self._stage == 0 else clip_divisor(norm, clip_norm)
         return replace(question.local, squared_norms=self._norms.take(divisor))
 
     @torch.no_grad()
@@ -256,13 +257,10 @@ class DeepSpeedEngine:
         """Of this step, when the optimizer asks. Stage 0 gives none, and its clip is ours."""
         if self._stage == 0:
             norm = gradient_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-            self.optimizer.gradient_divisor = self._clip_divisor(norm)
+            self.optimizer.gradient_divisor = clip_divisor(norm, self._config.optim.clip_norm)
             return norm
         norm = float(self._zero._global_grad_norm)
         return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
-
-    def _clip_divisor(self, norm: float) -> float:
-        return clip_divisor(norm, self._config.optim.clip_norm)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -50,7 +50,10 @@ class MomentOptimizer(torch.optim.Optimizer):
         self.before_update: Callable[[Sequence[Tensor]], None] | None = None
         """Called with the tensors that are about to change, while they have their gradients."""
         self.gradient_divisor = 1.0
-        """Of the gradients, on their way into an update: a clip takes no pass of its own."""
+        """Of the gradients, on their way into an update: a clip takes no pass of its own.
+
+        Whether `grad` itself is divided afterwards is not said: LAMB leaves it as it was.
+        """
         self.num_updates = 0
         """Of which the moments are made."""
         self.parts: Parts | None = None
@@ -93,7 +96,9 @@ class MomentOptimizer(torch.optim.Optimizer):
         steps = torch.full((len(params),), num_updates, device=device)
         divisor = None
         if self.gradient_divisor != 1.0:
-            divisor = torch.full((), self.gradient_divisor, device=device)
+            # By way of float64: what float32 cannot hold becomes infinity, and the gradients 0.
+            exact = torch.full((), self.gradient_divisor, dtype=torch.float64, device=device)
+            divisor = exact.float()
         moments = [self.moments(p) for p in params]
         adamw(
             params,

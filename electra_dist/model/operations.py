@@ -21,13 +21,15 @@ def define(
 ) -> Callable[..., Result]:
     """An operation without a gradient, as torch's schema language writes it: "name(...) -> Tensor".
 
+    Or "name(...) -> ()", for one that gives nothing.
+
     Args:
         signature: name, arguments and result.
         run: what it does, on every device.
-        shape_of: an empty tensor of the result's shape, type and device, for the compiler.
+        shape_of: an empty tensor of the result's shape, type and device, for the compiler; or None.
     """
     name = signature.split("(")[0]
-    # Any layout will do: one of its own would be written for what an operation is given.
+    # Without the tag torch copies what it is given into the layout that it was traced with.
     _LIBRARY.define(signature, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"electra_dist::{name}", shape_of, lib=_LIBRARY)

@@ -68,7 +68,7 @@ def run_layers(
     recompute: bool,
     compiled: bool,
 ) -> Tensor:
-    """The layers of either backbone, one by one: computed again in the backward pass if asked.
+    """The layers of either backbone, in turn: computed again in the backward pass if asked.
 
     Args:
         layers: all of one class, number of heads and width.
@@ -145,13 +145,14 @@ def _tell_what_varies(hidden_TD: Tensor, layout: Layout, noise: Sequence[Tensor 
 def compiled_layers() -> Callable[..., Tensor]:
     """`_run_in_turn`, compiled; what cannot be compiled runs as it is.
 
-    A few layers at a time, as all that have a width and a layout are compiled in the time of one.
+    A few layers at a time: all parts of a tower that are as long, and of one layout, are one form.
     """
     import torch._dynamo
 
     torch._dynamo.config.suppress_errors = True
     # Two towers, with and without gradient; no padding, a mask, blocks, both of these without what
-    # is padding; `modern`: the first layer, global and local ones.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # is padding; `modern`: the first layer, global ones, pairs of local ones and one left over.
+    # 80, and more where lengths vary.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     compiled: Callable[..., Tensor] = torch.compile(_run_in_turn)
     return compiled

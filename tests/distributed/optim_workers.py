@@ -109,13 +109,19 @@ def against_whole(
             engine, oracle = make(config, groups), JointElectra(config)
             gradients, whole = Gradients(engine), make_optimizer(oracle, config.optim)
             start = masters(engine)
-            worst, worst_norm = 0.0, 0.0
+            worst, worst_norm, worst_divisor, most = 0.0, 0.0, 0.0, 0.0
             for step in range(NUM_STEPS):
                 mine = micro_batches(config, step, groups.world.rank, groups.world.world_size)
                 result = engine.step(mine, RATE, options=StepOptions(measures_norms=True))
                 squares = list(result.squared_norms.values())
                 total = sum(groups.control.all_reduce_sum(squares))
                 worst_norm = max(worst_norm, abs(math.sqrt(total) / result.grad_norm - 1))
+                over = max(1.0, result.grad_norm / config.optim.clip_norm)
+                most = max(most, over)
+                divisor = 1.0 if is_cut(engine) else over  # DeepSpeed clips what it has cut
+                worst_divisor = max(
+                    worst_divisor, abs(engine.optimizer.gradient_divisor / divisor - 1)
+                )
                 for parameter_name, gradient in gradients.take().items():
                     oracle.get_parameter(parameter_name).grad = gradient
                 whole.num_updates = step
@@ -141,6 +147,8 @@ def against_whole(
                     "from_whole": worst,
                     "from_first": math.sqrt(apart / moved),
                     "tower_norms": worst_norm,
+                    "divisor": worst_divisor,
+                    "most_over_the_clip": most,
                 }
             )
     return reports

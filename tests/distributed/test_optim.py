@@ -43,6 +43,8 @@ def test_sharded_updates_are_those_of_whole_parameters(world_size: int, tmp_path
     for report in reports:
         assert report["from_whole"] < 1e-6, report
         assert report["tower_norms"] < 1e-5, report
+        assert report["most_over_the_clip"] > 1.0, report
+        assert report["divisor"] < 1e-5, report
         # Other engines, other rounding of gradients: it shows where these are next to nothing.
         assert report["from_first"] < 1e-2, report
 

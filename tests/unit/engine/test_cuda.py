@@ -29,6 +29,8 @@ def test_updates_are_those_of_the_cpu(name: str) -> None:
     there.load_state_dict(here.state_dict())
     optimizers = [OPTIMIZERS[name](decay_groups(m, 0.1), lr=0.01) for m in (here, there)]
     for number in range(4):
+        for optimizer in optimizers:
+            optimizer.gradient_divisor = 1.0 + number
         for mine, theirs in zip(here.parameters(), there.parameters(), strict=True):
             mine.grad = torch.randn_like(mine)
             theirs.grad = mine.grad.to(CUDA)

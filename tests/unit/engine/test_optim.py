@@ -94,6 +94,21 @@ def test_gradients_are_divided_on_their_way_into_an_update(name: str) -> None:
         assert torch.equal(parameter, other)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_divisor_beyond_float32_leaves_nothing_of_the_gradients(name: str) -> None:
+    model = Network()
+    optimizer = OPTIMIZERS[name](decay_groups(model, 0.0), lr=0.1)
+    optimizer.gradient_divisor = 6e38
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3e38)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.step()
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.isfinite(parameter).all()
+        if name != "lamb":  # which divides in float64, and by 6e38
+            assert torch.equal(parameter, old)
+
+
 Gradients = dict[str, list[Tensor]]
 
 

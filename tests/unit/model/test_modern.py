@@ -16,7 +16,8 @@ from electra_dist.engine.optim import decay_groups
 from electra_dist.model import modern, ops, random
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.electra import JointElectra
-from electra_dist.model.modern import Layout, local_mask
+from electra_dist.model.modern import local_mask
+from electra_dist.model.stack import Layout
 from tests.unit.model.test_packed import alone, packed_batch, places
 
 MakeBatch = Callable[..., Batch]
