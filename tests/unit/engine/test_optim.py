@@ -104,9 +104,7 @@ def test_a_divisor_beyond_float32_leaves_nothing_of_the_gradients(name: str) -> 
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer.step()
     for parameter, old in zip(model.parameters(), before, strict=True):
-        assert torch.isfinite(parameter).all()
-        if name != "lamb":  # which divides in float64, and by 6e38
-            assert torch.equal(parameter, old)
+        assert torch.equal(parameter, old)
 
 
 Gradients = dict[str, list[Tensor]]
