@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peers import joint_rows, joint_step  # noqa: E402
-from benchmarks.step import CPU, interleave, ratio, timed  # noqa: E402
+from benchmarks.peers import joint_rows  # noqa: E402
+from benchmarks.peers.turns import CLOCKS, interleave, ratio, turn  # noqa: E402
 from electra_dist.config.accounting import num_parameters  # noqa: E402
 from electra_dist.config.flops import flops_of_row  # noqa: E402
 from electra_dist.config.schema import RunConfig  # noqa: E402
@@ -68,9 +68,12 @@ def measure(rounds: int, clock: str) -> dict[str, Any]:
     steps = {}
     for name, config in configs.items():
         engine = ReferenceEngine(
-            JointElectra(config, SPECIAL_IDS), config, World.from_environment({}), CPU
+            JointElectra(config, SPECIAL_IDS),
+            config,
+            World.from_environment({}),
+            torch.device("cpu"),
         )
-        steps[name] = timed(lambda one=engine: one.step([rows], learning_rate=1e-5), clock)
+        steps[name] = turn(lambda one=engine: one.step([rows], learning_rate=1e-5), clock)
     seconds = interleave(steps, rounds)
     flops = {name: flops_of_row(config) for name, config in configs.items()}
     return {
@@ -86,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=sorted(joint_step.CLOCKS), default="wall")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

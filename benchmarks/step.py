@@ -4,8 +4,9 @@
 
 12 x 256, generator 12 x 64, L 128, 16 rows, V 30522, dropout 0.1, tied tables, one optimizer (ours)
 for all; the step is the reference engine's, from a micro-batch to new weights. All take turns in
-every round, the other way about in every second one; ratios are the medians of a round's ratios.
-`--clock cpu` takes CPU seconds in place of seconds: with one thread other work disturbs them less.
+every round, the other way about in every second one: two steps, of which the second counts, as in a
+run it follows one of its own. Ratios are the medians of a round's ratios. `--clock cpu` takes CPU
+seconds in place of seconds: with one thread other work disturbs them less.
 
 `transformers, all positions` hands the generator its `labels`, so logits and the loss are made at
 every position; `gathered` picks the masked hidden vectors first. Both sample at the masked slots,
@@ -33,10 +34,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,19 +46,26 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import joint_rows, joint_step, products  # noqa: E402
+from benchmarks.peers.turns import (  # noqa: E402
+    CLOCKS,
+    Step,
+    Turn,
+    in_process,
+    interleave,
+    ratio,
+    turn,
+)
 from electra_dist.config.schema import RunConfig  # noqa: E402
 from electra_dist.data.stream import MicroBatch  # noqa: E402
 from electra_dist.engine.protocol import to_batch  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
 from electra_dist.model.electra import JointElectra  # noqa: E402
 from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
+from electra_dist.runtime.threads import compute_in_this_thread  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 
 NUM_ROWS = 16
 CPU = torch.device("cpu")
-Step = Callable[[], Any]
-Timed = Callable[[], float]
-"""Takes one step; the seconds that it took."""
 
 
 def ours(
@@ -87,59 +93,10 @@ def padding_computed(micro_batch: MicroBatch, seed: int, device: torch.device) -
     return to_batch(micro_batch, seed, device, keep_padding=True)
 
 
-@contextmanager
-def transformers_step(clock: str, *, gathered: bool) -> Iterator[Timed]:
+def transformers_step(clock: str, *, gathered: bool) -> AbstractContextManager[Turn]:
     """The peer's step in a process of its own, as its users run it."""
-    script = Path(joint_step.__file__)
-    command = [sys.executable, script, "--clock", clock, "--threads", torch.get_num_threads()]
-    process = subprocess.Popen(
-        [*map(str, command), *["--gathered"] * gathered],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    ask, answers = process.stdin, process.stdout
-
-    def step() -> float:
-        print(file=ask, flush=True)
-        return float(answers.readline())
-
-    try:
-        yield step
-    finally:
-        ask.close()
-        process.wait()
-
-
-def timed(step: Step, clock: str) -> Timed:
-    """The step with its seconds by the clock."""
-    now = joint_step.CLOCKS[clock]
-
-    def run() -> float:
-        started = now()
-        step()
-        return now() - started
-
-    return run
-
-
-def interleave(steps: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in every round but the first, which warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in list(steps.items())[:: 1 if number % 2 else -1]:
-            took = step()
-            if number:
-                seconds[name].append(took)
-                print(f"round {number}  {name:32} {took:8.3f}", file=sys.stderr)
-    return seconds
-
-
-def ratio(top: list[float], bottom: list[float]) -> float:
-    """Median of the rounds' ratios: what slows a whole round down falls out."""
-    return statistics.median(a / b for a, b in zip(top, bottom, strict=True))
+    options = ["--clock", clock, "--threads", torch.get_num_threads(), *["--gathered"] * gathered]
+    return in_process(joint_step.__file__, *options)
 
 
 def products_of(config: RunConfig, micro_batch: MicroBatch) -> list[products.Product]:
@@ -160,13 +117,13 @@ def measure_step(rounds: int, clock: str) -> dict[str, Any]:
     bare = {"full": products_of(config, full), "real": products_of(config, real)}
     compiled = replace(config, engine=replace(config.engine, compile=True))
     others = joint_rows.real_rows(config, seed=2)
-    steps: dict[str, Timed] = {}
+    steps: dict[str, Turn] = {}
     for name, rows, before in (("full", full, None), ("real", real, others)):
         steps |= {
-            f"ours, {name} rows": timed(ours(config, [rows], before=before), clock),
-            f"ours, compiled, {name} rows": timed(ours(compiled, [rows], before=before), clock),
-            f"matrix products, {name} rows": timed(products.runner(bare[name]), clock),
-            f"warm products, {name} rows": timed(products.runner(bare[name], warm=True), clock),
+            f"ours, {name} rows": turn(ours(config, [rows], before=before), clock),
+            f"ours, compiled, {name} rows": turn(ours(compiled, [rows], before=before), clock),
+            f"matrix products, {name} rows": turn(products.runner(bare[name]), clock),
+            f"warm products, {name} rows": turn(products.runner(bare[name], warm=True), clock),
         }
     with (
         transformers_step(clock, gathered=True) as gathered,
@@ -211,7 +168,7 @@ def measure_packing(rounds: int, clock: str) -> dict[str, Any]:
         "a document a row, padded": ours(config, alone[:1], make_batch=padding_computed),
         "a document a row, shared": ours(config, alone[:1]),
     }
-    seconds = interleave({name: timed(step, clock) for name, step in steps.items()}, rounds)
+    seconds = interleave({name: turn(step, clock) for name, step in steps.items()}, rounds)
     per_token = {
         name: [
             second / tokens["packed" if name == "packed rows" else "padded"] for second in values
@@ -248,11 +205,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=sorted(joint_step.CLOCKS), default="wall")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    compute_in_this_thread(args.threads)
     keep_freed_memory()  # as a run does
     found = {name: PARTS[name](args.rounds, args.clock) for name in args.only}
     if args.json:

@@ -1,11 +1,12 @@
 """What DeepSpeed costs where it has nothing to share: one rank, beside the reference engine.
 
     python benchmarks/zero_cost.py [--recipe small] [--micro-batch 16] [--rounds 9] [--json]
-    python benchmarks/zero_cost.py --profile 2          the operations of a step of either engine
+    python benchmarks/zero_cost.py --profile "ZeRO 2"   the operations of a step
 
-One process, two threads; the engines take turns, step by step, over the same micro-batches, and
-every other round goes backwards. Medians of the rounds' ratios to the reference engine's step of
-the same round. Target: at most 1.05 for the stage that the recipes use (2).
+A process and two threads an engine: DeepSpeed's stage 3 puts a `linear` of its own into torch, for
+whatever else runs there. They take turns over the same micro-batches, every other round backwards:
+a turn is two steps, of which the second counts. Medians of the rounds' ratios to the reference
+engine's step. Target: at most 1.05 for the stage that the recipes use (2).
 
 What a step sends on several ranks, by stage, is counted in tests/distributed/test_traffic.py.
 """
@@ -13,12 +14,13 @@ What a step sends on several ranks, by stage, is counted in tests/distributed/te
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import socket
 import statistics
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +31,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from memory_of_run import micro_batches  # noqa: E402
 
+from benchmarks.peers.turns import Turn, in_process, interleave, serve, turn  # noqa: E402
 from electra_dist.config import files  # noqa: E402
 from electra_dist.config.schema import EngineConfig, RunConfig  # noqa: E402
 from electra_dist.engine.protocol import Engine  # noqa: E402
+from electra_dist.launch.local import free_port  # noqa: E402
 from electra_dist.runtime.collectives import start_process_group  # noqa: E402
 from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
+from electra_dist.runtime.threads import compute_in_this_thread  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 from electra_dist.train.build import make_engine  # noqa: E402
 
@@ -41,29 +46,45 @@ CPU = torch.device("cpu")
 REFERENCE = "reference"
 
 
-def make_engines(config: RunConfig, world: World, stages: list[int]) -> dict[str, Engine]:
-    """The reference engine, and DeepSpeed's at each stage, from the same weights."""
-    kinds = {REFERENCE: EngineConfig(kind="reference")}
-    kinds |= {f"ZeRO {stage}": EngineConfig(zero_stage=stage) for stage in stages}  # type: ignore[arg-type]
-    return {
-        name: make_engine(replace(config, engine=engine), world, CPU)
-        for name, engine in kinds.items()
-    }
+def engine_config(name: str) -> EngineConfig:
+    """The reference engine's, or DeepSpeed's at the stage that `name` ends in."""
+    if name == REFERENCE:
+        return EngineConfig(kind="reference")
+    return EngineConfig(zero_stage=int(name.split()[-1]))  # type: ignore[arg-type]
 
 
-def measure(
-    engines: dict[str, Engine], config: RunConfig, num_rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of a step of each engine, by round; two rounds before them warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(num_rounds + 2):
-        batch = micro_batches(config, number)
-        for name, engine in list(engines.items())[:: 1 if number % 2 else -1]:
-            started = time.perf_counter()
-            engine.step(batch, 1e-4)
-            if number >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+@contextmanager
+def engine_of(name: str, config: RunConfig, num_threads: int) -> Iterator[Engine]:
+    """The engine in a group of one rank; threads and memory are as a run has them."""
+    compute_in_this_thread(num_threads)
+    keep_freed_memory()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    groups = start_process_group(World.from_environment({}), timeout_seconds=600.0, always=True)
+    with redirect_stdout(sys.stderr):  # where DeepSpeed logs from its import on
+        engine = make_engine(replace(config, engine=engine_config(name)), groups.world, CPU)
+    yield engine
+    groups.shutdown(graceful=True)
+
+
+def over_new_batches(engine: Engine, config: RunConfig) -> Turn:
+    """Turns, each with micro-batches of its own."""
+    rounds = itertools.count()
+
+    def take() -> float:
+        batch = micro_batches(config, next(rounds))
+        return turn(lambda: engine.step(batch, 1e-4))()
+
+    return take
+
+
+def measure(names: list[str], arguments: list[str], num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of each engine, by round."""
+    with ExitStack() as stack:
+        turns = {
+            name: stack.enter_context(in_process(__file__, *arguments, "--serve", name))
+            for name in names
+        }
+        return interleave(turns, num_rounds)
 
 
 def profile(engine: Engine, config: RunConfig) -> str:
@@ -85,26 +106,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--stages", type=int, nargs="*", default=[0, 1, 2, 3])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--profile", type=int, metavar="STAGE")
+    parser.add_argument("--profile", metavar="ENGINE", help="reference, or as: ZeRO 2")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", metavar="ENGINE", help="be one of the processes")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    groups = start_process_group(World.from_environment({}), timeout_seconds=600.0, always=True)
     overrides = ["--batch.micro_batch_size", str(args.micro_batch), "--model.vocab_size", "30522"]
     overrides += ["--batch.global_batch_size", str(args.micro_batch * args.passes)]
     config = files.load(None, overrides, recipe=args.recipe)
-    stages = args.stages if args.profile is None else [args.profile]
-    engines = make_engines(config, groups.world, stages)
-    if args.profile is not None:
-        for name, engine in engines.items():
-            print(name, profile(engine, config), sep="\n")
+    if args.serve is not None:
+        with engine_of(args.serve, config, args.threads) as engine:
+            serve(over_new_batches(engine, config))
+    elif args.profile is not None:
+        with engine_of(args.profile, config, args.threads) as engine:
+            print(profile(engine, config))
     else:
-        report(measure(engines, config, args.rounds), as_json=args.json)
-    groups.shutdown(graceful=True)
+        names = [REFERENCE, *(f"ZeRO {stage}" for stage in args.stages)]
+        report(measure(names, sys.argv[1:], args.rounds), as_json=args.json)
 
 
 def report(seconds: dict[str, list[float]], *, as_json: bool) -> None:

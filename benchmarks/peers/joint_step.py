@@ -1,7 +1,7 @@
 """A joint step of ELECTRA as it is written with transformers: two models, tied, one backward.
 
-As a program it is a peer of its own process, with the settings that PyTorch starts with: it takes a
-step for each line that it reads and answers with the seconds that the step took.
+As a program it is a peer of its own process, with the settings that PyTorch starts with, and takes
+a turn for each line that it reads.
 
 Shapes: B rows, L positions, N masked slots of a row, V vocabulary.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from electra_dist.engine.optim import ElectraAdam, decay_groups
 from electra_dist.engine.protocol import to_batch
 
 CPU = torch.device("cpu")
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Joint(nn.Module):
@@ -138,6 +136,7 @@ def runner(config: RunConfig, micro_batches: list[Any], *, gathered: bool) -> Ca
 def main() -> None:
     """Serve steps over the rows that `joint_rows.full_rows` makes."""
     from benchmarks.peers.joint_rows import full_rows, small
+    from benchmarks.peers.turns import CLOCKS, serve, turn
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
@@ -145,12 +144,8 @@ def main() -> None:
     parser.add_argument("--gathered", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config, now = small(), CLOCKS[args.clock]
-    step = runner(config, [full_rows(config)], gathered=args.gathered)
-    for _ in sys.stdin:
-        started = now()
-        step()
-        print(now() - started, flush=True)
+    config = small()
+    serve(turn(runner(config, [full_rows(config)], gathered=args.gathered), args.clock))
 
 
 if __name__ == "__main__":

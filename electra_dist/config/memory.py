@@ -141,9 +141,9 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     sizes = {name: math.prod(shape) for name, shape in padded_shapes(config).items()}
     total, stage, size = sum(sizes.values()), config.engine.zero_stage, element_bytes(config)
     share = -(-total // world_size)
-    # torch.empty: a GPU gives all of a bucket away, a CPU only the pages that are written, which
-    # are none yet when the backward pass begins.
-    bucket = zero.reduce_bucket_size if device == "cuda" else min(total, zero.reduce_bucket_size)
+    # As `engine.ds_config.reduce_bucket_size`. torch.empty: a GPU gives all of a bucket away, a CPU
+    # only the pages that are written, which are none yet when the backward pass begins.
+    bucket = min(total, zero.reduce_bucket_size)
     state = 0 if zero.is_offloaded and device == "cuda" else FP32 * share
     if stage == 0:
         return _Held(
@@ -151,7 +151,7 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
             optimizer=NUM_MOMENTS * FP32 * total,
             gradients=size * total,
             as_they_come=True,
-            update=size * min(total, zero.reduce_bucket_size) if world_size > 1 else 0,
+            update=size * bucket if world_size > 1 else 0,
         )
     if stage in (1, 2):
         num_buffers = (2 if zero.overlap_comm else 1) if zero.contiguous_gradients else 0

@@ -147,10 +147,7 @@ class DeepSpeedEngine:
         # Stages 1 to 3 leave an update out by themselves, on all ranks, where the norm is not
         # finite: the optimizer has not asked then.
         question.ask()
-        # Sharded stages have scaled the gradients by then, stage 0 has the optimizer do it.
-        norm, clip_norm = question.local.grad_norm, self._config.optim.clip_norm
-        divisor = 1.0 if self._stage == 0 else clip_divisor(norm, clip_norm)
-        return replace(question.local, squared_norms=self._norms.take(divisor))
+        return replace(question.local, squared_norms=self._norms.take())
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
@@ -254,13 +251,14 @@ class DeepSpeedEngine:
             return total.to(sums.device)
 
     def _grad_norm(self) -> float:
-        """Of this step, when the optimizer asks. Stage 0 gives none, and its clip is ours."""
+        """Of this step, when the optimizer asks, which then clips by it. Stage 0 gives none."""
         if self._stage == 0:
             norm = gradient_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-            self.optimizer.gradient_divisor = clip_divisor(norm, self._config.optim.clip_norm)
-            return norm
-        norm = float(self._zero._global_grad_norm)
-        return norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one that is not finite
+        else:
+            norm = float(self._zero._global_grad_norm)
+            norm = norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one not finite
+        self.optimizer.gradient_divisor = clip_divisor(norm, self._config.optim.clip_norm)
+        return norm
 
 
 def _import_deepspeed(device: torch.device) -> Any:

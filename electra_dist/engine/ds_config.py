@@ -6,10 +6,13 @@ No torch here.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from electra_dist.config.accounting import padded_shapes
 from electra_dist.config.schema import RunConfig
+from electra_dist.config.zero import ZeroSettings
 from electra_dist.errors import UserError
 
 ALLOWED_KEYS = (
@@ -29,7 +32,7 @@ ALLOWED_KEYS = (
 def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
-    Batch, clipping and precision come from our config; `engine.deepspeed_config` may add ZeRO and
+    Batch and precision come from our config; `engine.deepspeed_config` may add ZeRO and
     communication keys.
 
     Args:
@@ -43,13 +46,17 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
     """
     check_deepspeed_config(config)
     extra = _read(config.engine.deepspeed_config) if config.engine.deepspeed_config else {}
-    zero = {**extra.pop("zero_optimization", {}), "stage": config.engine.zero_stage}
+    zero = {
+        **extra.pop("zero_optimization", {}),
+        "stage": config.engine.zero_stage,
+        "reduce_bucket_size": reduce_bucket_size(config),
+    }
     return {
         **extra,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": num_passes,
-        # Stage 0 reports no gradient norm, so the engine clips there itself.
-        "gradient_clipping": config.optim.clip_norm if config.engine.zero_stage > 0 else 0.0,
+        # The optimizer clips, in the pass it makes anyway (`MomentOptimizer.gradient_divisor`).
+        "gradient_clipping": 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.engine.precision == "bf16"},
         # A scale that DeepSpeed leaves alone (0 would be its own dynamic one): each step sets ours.
@@ -62,6 +69,18 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def reduce_bucket_size(config: RunConfig) -> int:
+    """Elements of a bucket: the file's number, or DeepSpeed's, but no more than all gradients have.
+
+    DeepSpeed sets a bucket's memory aside whole: 2 GB by its own number, for 54 MB of `small`.
+
+    Raises:
+        UserError: the file's number is none.
+    """
+    num_elements = sum(map(math.prod, padded_shapes(config).values()))
+    return min(num_elements, ZeroSettings.read(config.engine.deepspeed_config).reduce_bucket_size)
 
 
 def check_deepspeed_config(config: RunConfig) -> None:

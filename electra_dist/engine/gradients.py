@@ -57,15 +57,11 @@ class TowerNorms:
             ]
             self._sums.append(self._parts.sums(squares, 1, tensors[0].device).squeeze(1))
 
-    def take(self, divisor: float = 1.0) -> dict[str, float]:
-        """What was added since the last call: this rank's part of each squared norm.
-
-        Args:
-            divisor: what the gradients had been divided by when they were added.
-        """
+    def take(self) -> dict[str, float]:
+        """What was added since the last call: this rank's part of each squared norm."""
         found = dict.fromkeys(self._towers, 0.0)
         for sums in self._sums:
             for tower, square in zip(self._towers, sums.tolist(), strict=True):
-                found[tower] += square * divisor**2
+                found[tower] += square
         self._sums.clear()
         return found

@@ -6,7 +6,8 @@ import ctypes
 
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+_NEVER = -1
+"""As a threshold: mallopt takes an int, and a step may free more than 2**31 bytes at once."""
 
 
 def keep_freed_memory() -> bool:

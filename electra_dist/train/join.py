@@ -25,6 +25,7 @@ from electra_dist.runtime.control import Control
 from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
 from electra_dist.runtime.memory import keep_freed_memory
+from electra_dist.runtime.threads import compute_in_this_thread
 from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
 from electra_dist.train.beginning import Beginning, Source, open_source, still_wanted
@@ -72,7 +73,7 @@ def join(
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
     config, corpora, source = resolved
-    torch.set_num_threads(config.engine.threads_per_rank or 1)
+    compute_in_this_thread(config.engine.threads_per_rank or 1)
     if not torch.cuda.is_available():
         keep_freed_memory()
     if config.engine.deterministic:

@@ -118,9 +118,8 @@ def against_whole(
                 worst_norm = max(worst_norm, abs(math.sqrt(total) / result.grad_norm - 1))
                 over = max(1.0, result.grad_norm / config.optim.clip_norm)
                 most = max(most, over)
-                divisor = 1.0 if is_cut(engine) else over  # DeepSpeed clips what it has cut
                 worst_divisor = max(
-                    worst_divisor, abs(engine.optimizer.gradient_divisor / divisor - 1)
+                    worst_divisor, abs(engine.optimizer.gradient_divisor / over - 1)
                 )
                 for parameter_name, gradient in gradients.take().items():
                     oracle.get_parameter(parameter_name).grad = gradient

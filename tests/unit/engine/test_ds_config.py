@@ -2,7 +2,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,6 +15,7 @@ from electra_dist.engine.ds_config import (
     uses_nvme,
 )
 from electra_dist.errors import UserError
+from electra_dist.model.electra import JointElectra
 
 CONFIGS = Path(__file__).parents[3] / "deepspeed_configs"
 WithFile = Callable[..., RunConfig]
@@ -33,14 +34,13 @@ def with_file(tmp_path: Path, config: RunConfig) -> WithFile:
     return make
 
 
-def test_batch_clip_precision_and_stage_come_from_the_runs_config(config: RunConfig) -> None:
+def test_batch_precision_and_stage_come_from_the_runs_config(config: RunConfig) -> None:
     config = replace(config, engine=EngineConfig(zero_stage=3, precision="bf16"))
     check_deepspeed_config(config)
     found = deepspeed_config(config, num_passes=5)
     assert found["train_micro_batch_size_per_gpu"] == 2
     assert found["gradient_accumulation_steps"] == 5
-    assert found["gradient_clipping"] == 1.0
-    assert found["zero_optimization"] == {"stage": 3}
+    assert found["zero_optimization"]["stage"] == 3
     assert found["bf16"] == {"enabled": True}
     # DeepSpeed multiplies these out itself and refuses a product that disagrees with the ranks.
     assert "train_batch_size" not in found
@@ -48,13 +48,10 @@ def test_batch_clip_precision_and_stage_come_from_the_runs_config(config: RunCon
     json.dumps(found)
 
 
-def test_deepspeed_clips_at_the_sharded_stages_only(config: RunConfig) -> None:
-    # At stage 0 it reports no norm, so the engine clips there itself.
-    clips = [
-        deepspeed_config(replace(config, engine=EngineConfig(zero_stage=stage)), 1)
-        for stage in (0, 1, 2, 3)
-    ]
-    assert [found["gradient_clipping"] for found in clips] == [0.0, 1.0, 1.0, 1.0]
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_clip_is_left_to_our_optimizer(config: RunConfig, stage: Literal[0, 1, 2, 3]) -> None:
+    found = deepspeed_config(replace(config, engine=EngineConfig(zero_stage=stage)), 1)
+    assert found["gradient_clipping"] == 0.0
 
 
 def test_fp32_turns_bf16_off(config: RunConfig) -> None:
@@ -99,13 +96,25 @@ def test_zero_and_communication_keys_of_a_file_are_added(with_file: WithFile) ->
     found = deepspeed_config(config, 1)
     assert found["zero_optimization"] == extra["zero_optimization"]
     assert found["communication_data_type"] == "fp32"
-    assert found["gradient_clipping"] == 1.0
+
+
+def test_a_bucket_holds_all_gradients_or_what_the_file_says(
+    config: RunConfig, with_file: WithFile
+) -> None:
+    # Its memory is set aside whole; by DeepSpeed's own number that is 2 GB.
+    num_elements = sum(p.numel() for p in JointElectra(config).parameters())
+    assert deepspeed_config(config, 1)["zero_optimization"]["reduce_bucket_size"] == num_elements
+    for asked, taken in ((10 * num_elements, num_elements), (1000, 1000)):
+        extra = {"zero_optimization": {"reduce_bucket_size": asked}}
+        found = deepspeed_config(with_file(extra), 1)["zero_optimization"]
+        assert found["reduce_bucket_size"] == taken
 
 
 def test_a_file_need_not_name_the_stage(with_file: WithFile) -> None:
     config = with_file({"zero_optimization": {"overlap_comm": True}}, stage=3)
     check_deepspeed_config(config)
-    assert deepspeed_config(config, 1)["zero_optimization"] == {"overlap_comm": True, "stage": 3}
+    found = deepspeed_config(config, 1)["zero_optimization"]
+    assert (found["overlap_comm"], found["stage"]) == (True, 3)
 
 
 @pytest.mark.parametrize(
