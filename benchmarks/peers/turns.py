@@ -56,7 +56,10 @@ def in_process(script: str | Path, *arguments: object) -> Iterator[Turn]:
 
     def take() -> float:
         print(file=ask, flush=True)
-        return float(answers.readline())
+        answer = answers.readline()
+        if not answer:
+            sys.exit(f"{script} {' '.join(map(str, arguments))} ended; its last words are above")
+        return float(answer)
 
     try:
         yield take

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,7 +60,7 @@ class ZeroSettings:
         found: dict[str, Any] = {"is_offloaded": _is_offloaded(zero)}
         for field in fields(cls):
             key = _NAMES.get(field.name, field.name)
-            if key in zero:
+            if zero.get(key, "auto") != "auto":  # the word for DeepSpeed's own
                 found[field.name] = _checked(path, key, zero[key], field.default)
         return cls(**found)
 
@@ -127,9 +128,9 @@ def _is_offloaded(zero: dict[str, Any]) -> bool:
 def _checked(path: str, key: str, value: Any, default: Any) -> Any:
     """The value, sizes such as 5e8 as whole numbers."""
     if isinstance(default, bool) or default is None:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or value is default:
             return value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return int(value)
     raise UserError(
         f"{path}: zero_optimization.{key} = {value!r} is not allowed; give "

@@ -76,8 +76,6 @@ def reduce_bucket_size(config: RunConfig) -> int:
 
     DeepSpeed sets a bucket's memory aside whole: 2 GB by its own number, for 54 MB of `small`.
 
-    Raises:
-        UserError: the file's number is none.
     """
     num_elements = sum(map(math.prod, padded_shapes(config).values()))
     return min(num_elements, ZeroSettings.read(config.engine.deepspeed_config).reduce_bucket_size)
@@ -94,6 +92,7 @@ def check_deepspeed_config(config: RunConfig) -> None:
             f"{path} says zero_optimization.stage = {stage}, but engine.zero_stage = "
             f"{config.engine.zero_stage}; set engine.zero_stage = {stage}, or take another file"
         )
+    ZeroSettings.read(path)
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -118,7 +117,13 @@ def _read(path: str) -> dict[str, Any]:
                 f"{path}: key {key!r} is not taken from a DeepSpeed file, because the run's own "
                 f"config sets it; remove it (allowed are {', '.join(ALLOWED_KEYS)})"
             )
-    _refuse_unreachable_state(path, values.get("zero_optimization", {}))
+    zero = values.get("zero_optimization", {})
+    if zero.get("compute_grad_norm", True) is not True:
+        raise UserError(
+            f"{path}: zero_optimization.compute_grad_norm = {zero['compute_grad_norm']!r} leaves "
+            "the clip and the guard against broken steps without a norm; remove it"
+        )
+    _refuse_unreachable_state(path, zero)
     return values
 
 

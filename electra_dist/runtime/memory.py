@@ -7,7 +7,7 @@ import ctypes
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = -1
-"""As a threshold: mallopt takes an int, and a step may free more than 2**31 bytes at once."""
+"""As a threshold: the largest size to glibc, where 2**31 - 1 is one that a step may free."""
 
 
 def keep_freed_memory() -> bool:

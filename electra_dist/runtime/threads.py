@@ -8,16 +8,19 @@ import torch
 
 
 def compute_in_this_thread(num_threads: int) -> None:
-    """Let the calling thread spread its operations over `num_threads`; all later ones keep to one.
+    """Let the calling thread spread its operations over `num_threads`, and each other over none.
 
     gloo copies what it gathers in a thread of its own, for which torch would start as many OpenMP
     threads again. Where there are more of them than CPUs, libgomp's no longer wait for the next
     loop but sleep, and have to be woken: after the first all-gather each step of `small` took 12 %
     longer (2 threads on 2 cores).
+
+    Holds for threads that have not computed yet, gloo's too: call it before the first large
+    collective. A later `torch.set_num_threads`, in any thread, undoes it.
     """
     torch.set_num_threads(num_threads)
     torch.get_num_threads()  # takes the number for this thread, which the first operation would do
-    # To OpenMP it is the number of the thread that says it, to torch that of all threads to come.
+    # To OpenMP it is the number of the thread that says it, to torch that of all which have none.
     other = threading.Thread(target=torch.set_num_threads, args=(1,))
     other.start()
     other.join()

@@ -73,8 +73,11 @@ def join(
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
     config, corpora, source = resolved
-    compute_in_this_thread(config.engine.threads_per_rank or 1)
-    if not torch.cuda.is_available():
+    num_threads = config.engine.threads_per_rank or 1
+    if torch.cuda.is_available():
+        torch.set_num_threads(num_threads)
+    else:
+        compute_in_this_thread(num_threads)
         keep_freed_memory()
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.

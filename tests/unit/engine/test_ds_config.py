@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,30 @@ def test_a_bucket_holds_all_gradients_or_what_the_file_says(
         extra = {"zero_optimization": {"reduce_bucket_size": asked}}
         found = deepspeed_config(with_file(extra), 1)["zero_optimization"]
         assert found["reduce_bucket_size"] == taken
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {"reduce_bucket_size": "5e8"},
+        {"reduce_bucket_size": math.inf},
+        {"contiguous_gradients": 1},
+        {"compute_grad_norm": False},
+    ],
+)
+def test_what_a_run_could_not_go_on_with_is_refused_before_it_starts(
+    zero: dict[str, Any], with_file: WithFile
+) -> None:
+    with pytest.raises(UserError, match=rf"zero_optimization\.{next(iter(zero))} = "):
+        check_deepspeed_config(with_file({"zero_optimization": zero}))
+
+
+def test_auto_is_deepspeeds_own_number(config: RunConfig, with_file: WithFile) -> None:
+    zero = {"reduce_bucket_size": "auto", "overlap_comm": None}
+    mine = with_file({"zero_optimization": zero})
+    check_deepspeed_config(mine)
+    size = deepspeed_config(mine, 1)["zero_optimization"]["reduce_bucket_size"]
+    assert size == deepspeed_config(config, 1)["zero_optimization"]["reduce_bucket_size"]
 
 
 def test_a_file_need_not_name_the_stage(with_file: WithFile) -> None:

@@ -107,9 +107,9 @@ def test_mistakes_are_one_sentence(
 
 def test_a_size_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "zero.json"
-    path.write_text('{"zero_optimization": {"reduce_bucket_size": "auto"}}')
+    path.write_text('{"zero_optimization": {"reduce_bucket_size": "5e8"}}')
     config = replace(RECIPES["tiny"](), engine=EngineConfig(deepspeed_config=str(path)))
-    with pytest.raises(UserError, match=r"reduce_bucket_size = 'auto'"):
+    with pytest.raises(UserError, match=r"reduce_bucket_size = '5e8'"):
         make_plan(config, Cluster(), ASSUMED)
 
 
