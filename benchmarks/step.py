@@ -60,7 +60,7 @@ from electra_dist.data.stream import MicroBatch  # noqa: E402
 from electra_dist.engine.protocol import to_batch  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
 from electra_dist.model.electra import JointElectra  # noqa: E402
-from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
+from electra_dist.runtime.memory import keep_freed_memory, prefer_huge_pages  # noqa: E402
 from electra_dist.runtime.threads import compute_in_this_thread  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 
@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     compute_in_this_thread(args.threads)
-    keep_freed_memory()  # as a run does
+    keep_freed_memory()  # as a run does; the pages are for all the engines of this process
+    prefer_huge_pages(2**33)
     found = {name: PARTS[name](args.rounds, args.clock) for name in args.only}
     if args.json:
         print(json.dumps({"threads": args.threads, "clock": args.clock, **found}))

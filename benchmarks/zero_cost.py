@@ -37,10 +37,9 @@ from electra_dist.config.schema import EngineConfig, RunConfig  # noqa: E402
 from electra_dist.engine.protocol import Engine  # noqa: E402
 from electra_dist.launch.local import free_port  # noqa: E402
 from electra_dist.runtime.collectives import start_process_group  # noqa: E402
-from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
-from electra_dist.runtime.threads import compute_in_this_thread  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 from electra_dist.train.build import make_engine  # noqa: E402
+from electra_dist.train.join import compute_on_cpu  # noqa: E402
 
 CPU = torch.device("cpu")
 REFERENCE = "reference"
@@ -56,12 +55,12 @@ def engine_config(name: str) -> EngineConfig:
 @contextmanager
 def engine_of(name: str, config: RunConfig, num_threads: int) -> Iterator[Engine]:
     """The engine in a group of one rank; threads and memory are as a run has them."""
-    compute_in_this_thread(num_threads)
-    keep_freed_memory()
+    config = replace(config, engine=replace(engine_config(name), threads_per_rank=num_threads))
+    compute_on_cpu(config, world_size=1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     groups = start_process_group(World.from_environment({}), timeout_seconds=600.0, always=True)
     with redirect_stdout(sys.stderr):  # where DeepSpeed logs from its import on
-        engine = make_engine(replace(config, engine=engine_config(name)), groups.world, CPU)
+        engine = make_engine(config, groups.world, CPU)
     yield engine
     groups.shutdown(graceful=True)
 

@@ -1,5 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+HUGE_PAGE_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 CODE = """
 import ctypes, resource
@@ -38,3 +43,35 @@ def test_more_than_two_gigabytes_freed_at_once_are_kept() -> None:
         [sys.executable, "-c", MORE_THAN_AN_INT_HOLDS], check=True, capture_output=True, text=True
     )
     assert int(done.stdout) <= 0
+
+
+HUGE_PAGES = """
+from pathlib import Path
+from electra_dist.runtime.memory import keep_freed_memory, prefer_huge_pages
+keep_freed_memory()
+def resident_pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+before = resident_pages()
+is_taken = prefer_huge_pages(2**26)
+grown = resident_pages() - before
+values = bytearray(2**25)
+lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+print(is_taken, grown, *(line.split()[1] for line in lines if line.startswith("AnonHugePages")))
+print(prefer_huge_pages(2**60))
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGE_MODE.exists() or "[never]" in HUGE_PAGE_MODE.read_text(),
+    reason="this kernel gives no huge pages; to enable: transparent_hugepage=madvise",
+)
+def test_the_heap_grows_into_huge_pages_and_holds_nothing_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HUGE_PAGES], check=True, capture_output=True, text=True
+    )
+    first, beyond_all_memory = done.stdout.splitlines()
+    is_taken, grown, huge_kib = first.split()
+    assert is_taken == "True"
+    assert int(grown) * 4096 < 2**22
+    assert int(huge_kib) > 2**25 / 1024 / 2
+    assert beyond_all_memory == "False"
