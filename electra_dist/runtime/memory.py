@@ -32,7 +32,7 @@ def prefer_huge_pages(num_bytes: int) -> bool:
     """Let the next so many bytes of the heap lie in huge pages; False where they cannot.
 
     Where the kernel gives them to those who ask (`madvise` in
-    /sys/kernel/mm/transparent_hugepage/enabled): a compiled step of `small` takes 4 % less. Call it
+    /sys/kernel/mm/transparent_hugepage/enabled): a step of `small` takes 1 to 4 % less. Call it
     after `keep_freed_memory`, or the heap would be cut again. Nothing is resident until it is used.
     """
     libc = _glibc()
