@@ -75,7 +75,6 @@ def reduce_bucket_size(config: RunConfig) -> int:
     """Elements of a bucket: the file's number, or DeepSpeed's, but no more than all gradients have.
 
     DeepSpeed sets a bucket's memory aside whole: 2 GB by its own number, for 54 MB of `small`.
-
     """
     num_elements = sum(map(math.prod, padded_shapes(config).values()))
     return min(num_elements, ZeroSettings.read(config.engine.deepspeed_config).reduce_bucket_size)
