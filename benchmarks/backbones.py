@@ -3,8 +3,8 @@
     python benchmarks/backbones.py [--rounds 9] [--threads 1] [--json]
 
 12 x 256, generator 12 x 64, 16 made-up rows of up to 128 tokens, V 30522, dropout 0.1, reference
-engine, from a micro-batch to new weights. CPU seconds, which other work disturbs less; a round runs
-every case, the other way about in every second one, and ratios are medians of a round's ratios.
+engine, from a micro-batch to new weights. CPU seconds, which other work disturbs less; the cases
+take turns (`peers/turns.py`), and ratios are medians of a round's ratios.
 `the same again` is the first case a second time: what a ratio of 1 looks like here.
 """
 
@@ -14,8 +14,8 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,13 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.peers.turns import interleave, ratio, turn
 from electra_dist.config.accounting import num_parameters
 from electra_dist.config.flops import flops_of_row
 from electra_dist.config.recipes import RECIPES
 from electra_dist.config.schema import BatchConfig, EngineConfig, RunConfig
 from electra_dist.engine.reference import ReferenceEngine
 from electra_dist.model.electra import JointElectra
-from electra_dist.runtime.memory import keep_freed_memory
+from electra_dist.runtime.cpu import compute_on_cpu
 from electra_dist.runtime.world import World
 from tests.distributed.synthetic import micro_batches
 
@@ -55,13 +56,11 @@ def measure(cases: dict[str, RunConfig], rounds: int) -> dict[str, list[float]]:
         for name, config in cases.items()
     }
     rows = {name: micro_batches(config, 0, 0, 1) for name, config in cases.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(rounds + 1):  # the first one warms up
-        for name in list(cases)[:: -1 if number % 2 else 1]:
-            started = time.process_time()
-            engines[name].step(rows[name], 1e-4)
-            seconds[name].append(time.process_time() - started)
-    return {name: found[1:] for name, found in seconds.items()}
+    turns = {
+        name: turn(partial(engine.step, rows[name], 1e-4), "cpu")
+        for name, engine in engines.items()
+    }
+    return interleave(turns, rounds)
 
 
 def main() -> None:
@@ -71,8 +70,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
+    compute_on_cpu(args.threads, 2**33)  # as a run does, for all its engines
     cases = {
         "bert": config_of("bert", 64),
         "bert, the same again": config_of("bert", 64),
@@ -86,7 +84,7 @@ def main() -> None:
             "cpu_seconds": statistics.median(one),
             "low": min(one),
             "high": max(one),
-            "ratio": statistics.median(a / b for a, b in zip(one, base, strict=True)),
+            "ratio": ratio(one, base),
             "flops_ratio": flops_of_row(cases[name]) / flops_of_row(cases["bert"]),
             "parameters": num_parameters(cases[name])["joint"],
         }

@@ -30,7 +30,7 @@ from electra_dist.config.flops import flops_of_row  # noqa: E402
 from electra_dist.config.schema import RunConfig  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
 from electra_dist.model.electra import JointElectra  # noqa: E402
-from electra_dist.runtime.memory import keep_freed_memory  # noqa: E402
+from electra_dist.runtime.cpu import compute_on_cpu  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 
 SPECIAL_IDS = {
@@ -92,8 +92,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as a run does
+    compute_on_cpu(args.threads, 2**33)  # as a run does, for all its engines
     found = measure(args.rounds, args.clock)
     if args.json:
         print(json.dumps({"threads": args.threads, "clock": args.clock, **found}))

@@ -60,12 +60,13 @@ from electra_dist.data.stream import MicroBatch  # noqa: E402
 from electra_dist.engine.protocol import to_batch  # noqa: E402
 from electra_dist.engine.reference import ReferenceEngine  # noqa: E402
 from electra_dist.model.electra import JointElectra  # noqa: E402
-from electra_dist.runtime.memory import keep_freed_memory, prefer_huge_pages  # noqa: E402
-from electra_dist.runtime.threads import compute_in_this_thread  # noqa: E402
+from electra_dist.runtime.cpu import compute_on_cpu  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 
 NUM_ROWS = 16
 CPU = torch.device("cpu")
+ENGINES_BYTES = 2**33
+"""More than all engines of this process hold."""
 
 
 def ours(
@@ -209,9 +210,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=list(PARTS))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    compute_in_this_thread(args.threads)
-    keep_freed_memory()  # as a run does; the pages are for all the engines of this process
-    prefer_huge_pages(2**33)
+    compute_on_cpu(args.threads, ENGINES_BYTES)  # as a run does
     found = {name: PARTS[name](args.rounds, args.clock) for name in args.only}
     if args.json:
         print(json.dumps({"threads": args.threads, "clock": args.clock, **found}))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -33,13 +32,13 @@ from memory_of_run import micro_batches  # noqa: E402
 
 from benchmarks.peers.turns import Turn, in_process, interleave, serve, turn  # noqa: E402
 from electra_dist.config import files  # noqa: E402
+from electra_dist.config.memory import memory_of_rank  # noqa: E402
 from electra_dist.config.schema import EngineConfig, RunConfig  # noqa: E402
 from electra_dist.engine.protocol import Engine  # noqa: E402
-from electra_dist.launch.local import free_port  # noqa: E402
 from electra_dist.runtime.collectives import start_process_group  # noqa: E402
+from electra_dist.runtime.cpu import compute_on_cpu  # noqa: E402
 from electra_dist.runtime.world import World  # noqa: E402
 from electra_dist.train.build import make_engine  # noqa: E402
-from electra_dist.train.join import compute_on_cpu  # noqa: E402
 
 CPU = torch.device("cpu")
 REFERENCE = "reference"
@@ -55,9 +54,8 @@ def engine_config(name: str) -> EngineConfig:
 @contextmanager
 def engine_of(name: str, config: RunConfig, num_threads: int) -> Iterator[Engine]:
     """The engine in a group of one rank; threads and memory are as a run has them."""
-    config = replace(config, engine=replace(engine_config(name), threads_per_rank=num_threads))
-    compute_on_cpu(config, world_size=1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    config = replace(config, engine=engine_config(name))
+    compute_on_cpu(num_threads, memory_of_rank(config, world_size=1, device="cpu").total)
     groups = start_process_group(World.from_environment({}), timeout_seconds=600.0, always=True)
     with redirect_stdout(sys.stderr):  # where DeepSpeed logs from its import on
         engine = make_engine(config, groups.world, CPU)

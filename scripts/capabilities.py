@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,11 @@ def _gpu_answers() -> bool:
     if program is None:
         return False
     return subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0
+
+
+def _gives_huge_pages() -> bool:
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return mode.exists() and "[never]" not in mode.read_text()
 
 
 @cache
@@ -73,6 +79,12 @@ CAPABILITIES: dict[str, Capability] = {
                 _on_path("sshd", "ssh", "ssh-keygen", "pdsh", "pkill", "ip", "nsenter", "unshare")
                 and _may_make_hosts()
             ),
+        ),
+        Capability(
+            name="huge_pages",
+            what="no huge pages for those who ask (/sys/kernel/mm/transparent_hugepage/enabled)",
+            remedy="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+            is_there=_gives_huge_pages,
         ),
         Capability(
             name="gpu",

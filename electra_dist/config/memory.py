@@ -141,9 +141,9 @@ def _sharded(config: RunConfig, zero: ZeroSettings, world_size: int, device: Dev
     sizes = {name: math.prod(shape) for name, shape in padded_shapes(config).items()}
     total, stage, size = sum(sizes.values()), config.engine.zero_stage, element_bytes(config)
     share = -(-total // world_size)
-    # As `engine.ds_config.reduce_bucket_size`. torch.empty: a GPU gives all of a bucket away, a CPU
-    # only the pages that are written, which are none yet when the backward pass begins.
-    bucket = min(total, zero.reduce_bucket_size)
+    # torch.empty: a GPU gives all of a bucket away, a CPU only the pages that are written, which
+    # are none yet when the backward pass begins.
+    bucket = zero.bucket_elements(total)
     state = 0 if zero.is_offloaded and device == "cuda" else FP32 * share
     if stage == 0:
         return _Held(

@@ -45,11 +45,13 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
             ZeRO stage.
     """
     check_deepspeed_config(config)
-    extra = _read(config.engine.deepspeed_config) if config.engine.deepspeed_config else {}
+    path = config.engine.deepspeed_config
+    extra = _read(path) if path else {}
+    num_elements = sum(map(math.prod, padded_shapes(config).values()))
     zero = {
         **extra.pop("zero_optimization", {}),
         "stage": config.engine.zero_stage,
-        "reduce_bucket_size": reduce_bucket_size(config),
+        "reduce_bucket_size": ZeroSettings.read(path).bucket_elements(num_elements),
     }
     return {
         **extra,
@@ -69,15 +71,6 @@ def deepspeed_config(config: RunConfig, num_passes: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-
-
-def reduce_bucket_size(config: RunConfig) -> int:
-    """Elements of a bucket: the file's number, or DeepSpeed's, but no more than all gradients have.
-
-    DeepSpeed sets a bucket's memory aside whole: 2 GB by its own number, for 54 MB of `small`.
-    """
-    num_elements = sum(map(math.prod, padded_shapes(config).values()))
-    return min(num_elements, ZeroSettings.read(config.engine.deepspeed_config).reduce_bucket_size)
 
 
 def check_deepspeed_config(config: RunConfig) -> None:

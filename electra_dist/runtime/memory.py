@@ -36,8 +36,7 @@ def prefer_huge_pages(num_bytes: int) -> bool:
     after `keep_freed_memory`, or the heap would be cut again. Nothing is resident until it is used.
     """
     libc = _glibc()
-    block = libc.malloc(num_bytes) if libc is not None else None
-    if libc is None or not block:
+    if libc is None or not (block := libc.malloc(num_bytes)):
         return False
     begin = -(-block // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
     length = (block + num_bytes - begin) // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES

@@ -23,10 +23,9 @@ from electra_dist.resilience.resume import check_newest_state, resumed_config
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
+from electra_dist.runtime.cpu import compute_on_cpu
 from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
-from electra_dist.runtime.memory import keep_freed_memory, prefer_huge_pages
-from electra_dist.runtime.threads import compute_in_this_thread
 from electra_dist.runtime.times import launched_at
 from electra_dist.runtime.world import World
 from electra_dist.train.beginning import Beginning, Source, open_source, still_wanted
@@ -74,10 +73,12 @@ def join(
     _raise_the_first(groups.control, mistake)
     assert resolved is not None
     config, corpora, source = resolved
+    num_threads = config.engine.threads_per_rank or 1
     if torch.cuda.is_available():
-        torch.set_num_threads(config.engine.threads_per_rank or 1)
+        torch.set_num_threads(num_threads)
     else:
-        compute_on_cpu(config, world.world_size)
+        memory = memory_of_rank(config, world_size=world.world_size, device="cpu")
+        compute_on_cpu(num_threads, memory.total)
     if config.engine.deterministic:
         # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -98,13 +99,6 @@ def join(
         source=source,
         faults=faults,
     )
-
-
-def compute_on_cpu(config: RunConfig, world_size: int) -> None:
-    """Give the calling thread the rank's threads, and its tensors memory that stays and is fast."""
-    compute_in_this_thread(config.engine.threads_per_rank or 1)
-    keep_freed_memory()
-    prefer_huge_pages(memory_of_rank(config, world_size=world_size, device="cpu").total)
 
 
 def _resolve(

@@ -1,12 +1,9 @@
 """How many threads a rank that computes has, after torch's own collectives too."""
 
-import os
 import subprocess
 import sys
 
 import pytest
-
-from electra_dist.launch.local import free_port
 
 pytestmark = pytest.mark.distributed
 
@@ -14,7 +11,7 @@ CODE = """
 import os, sys
 import torch, torch.distributed as dist
 from electra_dist.runtime.collectives import start_process_group
-from electra_dist.runtime.threads import compute_in_this_thread
+from electra_dist.runtime.cpu import compute_in_this_thread
 from electra_dist.runtime.world import World
 start = {"ours": compute_in_this_thread, "torch": torch.set_num_threads}[sys.argv[1]]
 groups = start_process_group(World.from_environment({}), timeout_seconds=60.0, always=True)
@@ -33,10 +30,8 @@ groups.shutdown(graceful=True)
 def test_gathering_leaves_no_further_threads_behind(start: str, has_more: bool) -> None:
     # With torch's own setting gloo's threads get OpenMP threads of their own, of which there are
     # then more than CPUs: libgomp's sleep between loops, and a step takes a tenth longer.
-    environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(
         [sys.executable, "-c", CODE, start],
-        env=environ,
         check=True,
         capture_output=True,
         text=True,

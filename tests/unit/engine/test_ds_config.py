@@ -41,7 +41,9 @@ def test_batch_precision_and_stage_come_from_the_runs_config(config: RunConfig) 
     found = deepspeed_config(config, num_passes=5)
     assert found["train_micro_batch_size_per_gpu"] == 2
     assert found["gradient_accumulation_steps"] == 5
-    assert found["zero_optimization"]["stage"] == 3
+    bucket = sum(p.numel() for p in JointElectra(config).parameters())
+    assert found["gradient_clipping"] == 0.0
+    assert found["zero_optimization"] == {"stage": 3, "reduce_bucket_size": bucket}
     assert found["bf16"] == {"enabled": True}
     # DeepSpeed multiplies these out itself and refuses a product that disagrees with the ranks.
     assert "train_batch_size" not in found
@@ -97,6 +99,7 @@ def test_zero_and_communication_keys_of_a_file_are_added(with_file: WithFile) ->
     found = deepspeed_config(config, 1)
     assert found["zero_optimization"] == extra["zero_optimization"]
     assert found["communication_data_type"] == "fp32"
+    assert found["gradient_clipping"] == 0.0
 
 
 def test_a_bucket_holds_all_gradients_or_what_the_file_says(
@@ -138,8 +141,9 @@ def test_auto_is_deepspeeds_own_number(config: RunConfig, with_file: WithFile) -
 def test_a_file_need_not_name_the_stage(with_file: WithFile) -> None:
     config = with_file({"zero_optimization": {"overlap_comm": True}}, stage=3)
     check_deepspeed_config(config)
-    found = deepspeed_config(config, 1)["zero_optimization"]
-    assert (found["overlap_comm"], found["stage"]) == (True, 3)
+    bucket = sum(p.numel() for p in JointElectra(config).parameters())
+    expected = {"overlap_comm": True, "stage": 3, "reduce_bucket_size": bucket}
+    assert deepspeed_config(config, 1)["zero_optimization"] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-HUGE_PAGE_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 CODE = """
 import ctypes, resource
@@ -61,10 +58,7 @@ print(prefer_huge_pages(2**60))
 """
 
 
-@pytest.mark.skipif(
-    not HUGE_PAGE_MODE.exists() or "[never]" in HUGE_PAGE_MODE.read_text(),
-    reason="this kernel gives no huge pages; to enable: transparent_hugepage=madvise",
-)
+@pytest.mark.needs_huge_pages
 def test_the_heap_grows_into_huge_pages_and_holds_nothing_before() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HUGE_PAGES], check=True, capture_output=True, text=True

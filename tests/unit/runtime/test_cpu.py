@@ -4,7 +4,7 @@ import sys
 CODE = """
 import threading
 import torch
-from electra_dist.runtime.threads import compute_in_this_thread
+from electra_dist.runtime.cpu import compute_in_this_thread
 compute_in_this_thread(2)
 seen = []
 def ask():
