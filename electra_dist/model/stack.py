@@ -19,11 +19,12 @@ from electra_dist.model import ops
 SITES_PER_LAYER = 3
 """Attention weights, attention output, ffn output: what is dropped in a layer."""
 
-LAYERS_A_GRAPH = 2
-"""That torch compiles as one.
+LAYERS_A_GRAPH = 6
+"""That torch compiles as one, at most.
 
-A call costs 0.5 ms beside its operations: pairs take 1.5 % off a step of `small`, and 1.6 times as
-long to compile; threes gain no more.
+A call costs 0.5 ms beside its operations, each way. On two CPU cores sixes take 2 to 3 % less of a
+step of `small` than pairs, and 1.5 times as long to compile; all twelve layers as one gain no more
+and take twice as long.
 """
 
 
@@ -87,7 +88,7 @@ def run_layers(
         noise = words_SW.split(SITES_PER_LAYER)
     recompute = recompute and torch.is_grad_enabled()
     in_order = list(layers)
-    for part in _parts(layouts, LAYERS_A_GRAPH if compiled and not recompute else 1):
+    for part in _parts(layouts, 1 if recompute or not compiled else _layers_a_graph(len(layers))):
         layout = layouts[part.start]
         run: Callable[..., Tensor] = _run_in_turn
         if compiled:
@@ -99,6 +100,12 @@ def run_layers(
             run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=keeps_state)
         hidden_TD = run(hidden_TD, in_order[part], layout, noise[part])
     return hidden_TD
+
+
+def _layers_a_graph(num_layers: int) -> int:
+    """So many that all parts are as long, where that can be: they are one form then."""
+    sizes = range(min(LAYERS_A_GRAPH, num_layers), 1, -1)
+    return next((size for size in sizes if num_layers % size == 0), LAYERS_A_GRAPH)
 
 
 def _parts(layouts: Sequence[Layout], most: int) -> Iterator[slice]:
@@ -148,11 +155,17 @@ def compiled_layers() -> Callable[..., Tensor]:
     A few layers at a time: all parts of a tower that are as long, and of one layout, are one form.
     """
     import torch._dynamo
+    import torch._functorch.config
 
     torch._dynamo.config.suppress_errors = True
+    # By itself torch compiles our functions with gradients of their own at every start again. Its
+    # key has their operations, and those of `operations` by name.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     # Two towers, with and without gradient; no padding, a mask, blocks, both of these without what
     # is padding; `modern`: the first layer, global ones, pairs of local ones and one left over.
     # 80, and more where lengths vary.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
-    compiled: Callable[..., Tensor] = torch.compile(_run_in_turn)
+    # Strides of all parameters and of what our operations give: 1,000 checks a step, 1 % of it.
+    options = {"size_asserts": False}
+    compiled: Callable[..., Tensor] = torch.compile(_run_in_turn, options=options)
     return compiled

@@ -220,6 +220,23 @@ def test_compiled_layers_give_the_same_losses_and_gradients(
     assert losses.total.item() == pytest.approx(plain.total.item(), rel=1e-9)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)
+    torch._dynamo.reset()  # as another start of the run
+    counters["aot_autograd"].clear()
+    _, again = gradients(model, batch)
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 2  # compiled by the first one
+    assert all(torch.equal(again[name], gradient) for name, gradient in found.items())
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "most"), [(12, 6), (24, 6), (10, 5), (8, 4), (3, 3), (2, 2), (1, 6), (7, 6)]
+)
+def test_parts_of_a_tower_are_of_one_length_where_they_can_be(num_layers: int, most: int) -> None:
+    layout = stack.Layout(2, 24, None, None)
+    parts = list(stack._parts([layout] * num_layers, stack._layers_a_graph(num_layers)))
+    assert [part.stop - part.start for part in parts[:-1]] == [most] * (len(parts) - 1)
+    assert parts[-1].stop == num_layers
+    if num_layers % most == 0:
+        assert parts[-1].stop - parts[-1].start == most
 
 
 @DYNAMO_MAY_WARN
