@@ -20,11 +20,13 @@ SITES_PER_LAYER = 3
 """Attention weights, attention output, ffn output: what is dropped in a layer."""
 
 LAYERS_A_GRAPH = 6
+LAYERS_A_GRAPH_ON_CUDA = 2
 """That torch compiles as one, at most.
 
-A call costs 0.5 ms beside its operations, each way. On two CPU cores sixes take 2 to 3 % less of a
-step of `small` than pairs, and 1.5 times as long to compile; all twelve layers as one gain no more
-and take twice as long.
+A call costs 0.5 ms beside its operations, each way. On two CPU cores sixes take 2 % less of a step
+of `small` than pairs, and 1.5 times as long to compile; all twelve layers as one gain 1 % more at
+most and take twice as long. On CUDA a call's cost hides behind kernels that are queued, and the
+gradients of a graph come, and can be sent while others are made, when all of it is done.
 """
 
 
@@ -88,7 +90,9 @@ def run_layers(
         noise = words_SW.split(SITES_PER_LAYER)
     recompute = recompute and torch.is_grad_enabled()
     in_order = list(layers)
-    for part in _parts(layouts, 1 if recompute or not compiled else _layers_a_graph(len(layers))):
+    one_by_one = recompute or not compiled
+    most = 1 if one_by_one else _layers_a_graph(len(layers), on_cuda=hidden_TD.is_cuda)
+    for part in _parts(layouts, most):
         layout = layouts[part.start]
         run: Callable[..., Tensor] = _run_in_turn
         if compiled:
@@ -102,10 +106,10 @@ def run_layers(
     return hidden_TD
 
 
-def _layers_a_graph(num_layers: int) -> int:
+def _layers_a_graph(num_layers: int, *, on_cuda: bool) -> int:
     """So many that all parts are as long, where that can be: they are one form then."""
-    sizes = range(min(LAYERS_A_GRAPH, num_layers), 1, -1)
-    return next((size for size in sizes if num_layers % size == 0), LAYERS_A_GRAPH)
+    most = LAYERS_A_GRAPH_ON_CUDA if on_cuda else LAYERS_A_GRAPH
+    return next((size for size in range(most, 1, -1) if num_layers % size == 0), most)
 
 
 def _parts(layouts: Sequence[Layout], most: int) -> Iterator[slice]:
@@ -166,6 +170,5 @@ def compiled_layers() -> Callable[..., Tensor]:
     # 80, and more where lengths vary.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
     # Strides of all parameters and of what our operations give: 1,000 checks a step, 1 % of it.
-    options = {"size_asserts": False}
-    compiled: Callable[..., Tensor] = torch.compile(_run_in_turn, options=options)
+    compiled: Callable[..., Tensor] = torch.compile(_run_in_turn, options={"size_asserts": False})
     return compiled

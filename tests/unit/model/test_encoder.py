@@ -228,15 +228,23 @@ def test_compiled_layers_give_the_same_losses_and_gradients(
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "most"), [(12, 6), (24, 6), (10, 5), (8, 4), (3, 3), (2, 2), (1, 6), (7, 6)]
+    ("num_layers", "on_cuda", "lengths"),
+    [
+        (12, False, [6, 6]),
+        (12, True, [2] * 6),
+        (10, False, [5, 5]),
+        (8, False, [4, 4]),
+        (3, False, [3]),
+        (1, False, [1]),
+        (7, False, [6, 1]),
+    ],
 )
-def test_parts_of_a_tower_are_of_one_length_where_they_can_be(num_layers: int, most: int) -> None:
-    layout = stack.Layout(2, 24, None, None)
-    parts = list(stack._parts([layout] * num_layers, stack._layers_a_graph(num_layers)))
-    assert [part.stop - part.start for part in parts[:-1]] == [most] * (len(parts) - 1)
-    assert parts[-1].stop == num_layers
-    if num_layers % most == 0:
-        assert parts[-1].stop - parts[-1].start == most
+def test_parts_of_a_tower_are_of_one_length_where_they_can_be(
+    num_layers: int, on_cuda: bool, lengths: list[int]
+) -> None:
+    most = stack._layers_a_graph(num_layers, on_cuda=on_cuda)
+    parts = stack._parts([stack.Layout(2, 24, None, None)] * num_layers, most)
+    assert [part.stop - part.start for part in parts] == lengths
 
 
 @DYNAMO_MAY_WARN
