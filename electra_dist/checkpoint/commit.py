@@ -138,7 +138,9 @@ class Committer:
             record = write_shard(folder / name, save.pieces)
             verify_shard(folder, record)
             done = {"serial": save.serial, "record": asdict(record)}
-            write_json_atomic(folder / f"{name}.done.json", done)
+            # Not synced to the disk, as the rest of the folder is before it counts: rank 0 goes on
+            # as soon as it sees the name, and may have renamed the folder by then.
+            write_json_atomic(folder / f"{name}.done.json", done, sync_folder=False)
             return None
         except Exception as error:
             problem = words(error)

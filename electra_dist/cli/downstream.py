@@ -8,6 +8,8 @@ from typing import Any
 from electra_dist.cli.parser import command
 from electra_dist.commands import downstream
 
+DEVICES = ("auto", "cpu", "cuda")
+
 
 def add_downstream(parent: Any) -> None:
     """Declare `finetune` and `predict`."""
@@ -37,6 +39,7 @@ def add_downstream(parent: Any) -> None:
         action="store_true",
         help="the same head on an untrained encoder: a baseline",
     )
+    tune.add_argument("--device", default="auto", choices=DEVICES)
     tune.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     tune.add_argument(
         "--out", required=True, type=Path, help="new folder, or one of a run that did not finish"
@@ -50,4 +53,5 @@ def add_downstream(parent: Any) -> None:
         metavar="FILE",
         help="a text a line, or TSV, CSV, JSONL",
     )
+    predict.add_argument("--device", default="auto", choices=DEVICES)
     predict.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")

@@ -40,7 +40,8 @@ UNUSABLE_PLACE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 done, 2 the user's mistake (one sentence on stderr), 75 stopped on request, 1 anything else.
+    0 done, 2 the user's mistake (one sentence on stderr), 75 stopped on request, 130 Ctrl-C, 1
+    anything else.
     """
     try:
         try:

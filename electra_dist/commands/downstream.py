@@ -26,7 +26,7 @@ def run_predict(args: argparse.Namespace, _: list[str]) -> int:
     """Label texts with a fine-tuned model, as JSONL."""
     from electra_dist.serve.predict import predict_file
 
-    rows = predict_file(args.model, args.input, args.out)
+    rows = predict_file(args.model, args.input, args.out, device=args.device)
     if args.out is None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))

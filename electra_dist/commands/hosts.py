@@ -10,7 +10,6 @@ import shlex
 import shutil
 import socket
 import sys
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +62,7 @@ def _job(
     from electra_dist.config import files
     from electra_dist.launch.hostfile import read_hostfile, read_variables, variables_files
     from electra_dist.resilience.resume import resumed_config
+    from electra_dist.runtime.world import derived_port
 
     run = args.out.absolute()
     path = files.config_of(run, args.config, args.recipe)
@@ -92,8 +92,8 @@ def _job(
         words=("pretrain", *given, "--out", str(run), *overrides),
         python=sys.executable,
         master_addr=address,
-        # Of its own for each run: two of them may share a host. Below what Linux hands out itself.
-        master_port=args.master_port or 15_000 + zlib.crc32(str(run).encode()) % 15_000,
+        # Of its own for each run: two of them may share a host.
+        master_port=args.master_port or derived_port(str(run)),
         folder=Path.cwd(),
         variables=variables,
     )

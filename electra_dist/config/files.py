@@ -74,7 +74,7 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> RunConfig:
 
 
 def read_json(path: Path) -> RunConfig:
-    """Read RUN/config.json back, exactly as `write_json` wrote it."""
+    """Read RUN/config.json back, exactly as `to_json` wrote it."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):

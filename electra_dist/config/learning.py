@@ -11,7 +11,7 @@ from electra_dist.config.checks import require, require_positive, require_share
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two towers and the tables they share (algorithm: sections 1 and 2)."""
+    """The two towers and the tables they share (Clark et al. 2020, section 3)."""
 
     backbone: Literal["bert", "modern"] = "bert"
     """bert: ELECTRA's own. modern: rotary, pre-norm, GeGLU, local attention, no biases."""
@@ -130,7 +130,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is learnt from a batch (algorithm: sections 3 to 5)."""
+    """What is learnt from a batch (Clark et al. 2020, section 2)."""
 
     name: str = "electra"
     """Key of model.objectives.OBJECTIVES: electra, mlm, electric or uniform_generator."""
@@ -222,7 +222,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How gradients become updates; weight decay is decoupled in all (algorithm: section 6)."""
+    """How gradients become updates; weight decay is decoupled in all."""
 
     name: Literal["electra_adam", "adamw", "lamb"] = "electra_adam"
     """electra_adam corrects no bias, adamw does; lamb scales each weight's update to its norm."""

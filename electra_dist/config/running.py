@@ -34,7 +34,7 @@ class EngineConfig:
     activation_checkpointing: bool = False
     """Keep layers' inputs only and compute layers again for gradients: slower, the same bits."""
     compile: bool = False
-    """Run layers through torch.compile: a minute at the start, other bits, 0.9 of a CPU's time."""
+    """Run layers through torch.compile: a minute or two at first, other bits, 0.85 of the time."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -195,7 +195,7 @@ class MetricsConfig:
                 f"metrics.{name}",
                 value,
                 "must lie in [0, 1]",
-                "see docs/howto/anomalies.md",
+                "see docs/howto/training.md, the tug of war",
             )
         require(
             self.alarms_from_step is None or self.alarms_from_step >= 0,

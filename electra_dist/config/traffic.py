@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from electra_dist.config.accounting import is_decayed, padded_shapes, parameter_shapes
-from electra_dist.config.activations import FP32, element_bytes
+from electra_dist.config.activations import element_bytes
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import ZeroSettings, kept_for_backward, layers_are_leaves
 
@@ -114,13 +114,3 @@ def _flat_ranges(sizes: dict[str, int], world_size: int, rank: int) -> list[tupl
                 found[name] = (name, first, last)
             offset += sizes[name]
     return [found[name] for name in sizes if name in found]
-
-
-def total_parameters(config: RunConfig) -> int:
-    """Elements of the joint module."""
-    return sum(map(math.prod, parameter_shapes(config).values()))
-
-
-def state_bytes(config: RunConfig) -> int:
-    """fp32 weights and two moments: what a checkpoint holds."""
-    return 3 * FP32 * total_parameters(config)

@@ -1,6 +1,6 @@
 """From documents to rows: which tokens each row holds, as numbers over the token store.
 
-Modes `full` and `google` make ELECTRA's examples of one or two segments (algorithm: section 7).
+Modes `full` and `google` make ELECTRA's examples of one or two segments.
 What a document gives depends on its sentence lengths and on (seed, split, shard, document) only,
 never on its neighbours. Mode `packed` fills rows with consecutive documents; it draws nothing.
 """

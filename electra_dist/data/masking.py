@@ -1,4 +1,4 @@
-"""Which tokens are selected and which of them become [MASK] (algorithm: section 3).
+"""Which tokens are selected and which of them become [MASK] (as google-research/electra).
 
 A function of (seed, position) and of the row. Which tokens are drawn is `objective.masking`:
 

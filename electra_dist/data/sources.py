@@ -10,7 +10,7 @@ decodes, cleans and splits into sentences. A new source is such a pair and a lin
                      (sentences.py) and keeps the limits; records.py holds what travels
 
 Bad input becomes a `BadRecord`, never an exception: one broken line must not end a build of hours
-(contracts, section 4). What does raise is a disk or a network that fails.
+What does raise is a disk or a network that fails.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """The token store: what lies on disk under CORPUS, and how it is written and opened.
 
-CORPUS/ (contracts, section 4)
+CORPUS/
   manifest.json                  counts, hashes, tokenizer, provenance; `fingerprint` names the rest
   tokenizer.json                 Hugging Face tokenizers file
   tokens_00000.safetensors       the train split; held_out_00000.safetensors ... the held-out split

@@ -116,7 +116,7 @@ def load_tokenizer(
                 f"tokenizer {path} cannot be read ({error}): give a tokenizer.json"
             ) from None
     else:
-        tokenizer = wordpiece_tokenizer(_read_vocab(path), lowercase, strip_accents, str(path))
+        tokenizer = wordpiece_tokenizer(read_vocab(path), lowercase, strip_accents, str(path))
     return _prepare(tokenizer, str(path))
 
 
@@ -270,7 +270,12 @@ def _encode_sentences(
     return np.fromiter(ids, facts.dtype, int(lengths.sum())), lengths
 
 
-def _read_vocab(path: Path) -> dict[str, int]:
+def read_vocab(path: Path) -> dict[str, int]:
+    """Token -> id, a token a line.
+
+    Raises:
+        UserError: not UTF-8, or a token stands there twice.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:

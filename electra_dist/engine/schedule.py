@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, power: float = 1.0) -> float:
-    """Factor on the peak rate for the update number `step`, counted from 0 (algorithm: section 6).
+    """Factor on the peak rate for the update number `step`, counted from 0.
 
     The polynomial decay and the warm-up multiply, as in google-research/electra, so the rate is 0
     at step 0 and the peak is a little under 1.

@@ -12,7 +12,7 @@ from electra_dist.finetune.tasks import TASKS, Kind, Task, custom_task
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Everything that a fine-tuning run depends on. Defaults are section 10 of the algorithm."""
+    """Everything that a fine-tuning run depends on. Defaults are google-research/electra's."""
 
     model: Path
     """Folder of the pretrained discriminator: config.json, model.safetensors, tokenizer.json."""
@@ -145,7 +145,7 @@ class FinetuneConfig:
 
 
 def default_lr(hidden_size: int) -> float:
-    """Peak rate by the encoder's width (section 10): small 3e-4, base 1e-4, large 5e-5."""
+    """Peak rate by the encoder's width: small 3e-4, base 1e-4, large 5e-5."""
     if hidden_size < 512:
         return 3e-4
     return 5e-5 if hidden_size >= 1024 else 1e-4

@@ -6,11 +6,7 @@ what transformers does not know (columns, target range, metrics).
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import dacite
@@ -33,6 +29,7 @@ from electra_dist.finetune.encoding import TOKENIZER_FILES
 from electra_dist.finetune.heads import HeadName
 from electra_dist.finetune.metrics import Values
 from electra_dist.finetune.tasks import Kind
+from electra_dist.runtime.files import write_bytes_atomic, write_json_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +128,15 @@ def save_classifier(
     for name in TOKENIZER_FILES:
         source = tokenizer_folder / name
         if source.is_file():
-            replace_file(folder / name, partial(shutil.copyfile, source))
+            write_bytes_atomic(folder / name, source.read_bytes())
         else:
             (folder / name).unlink(missing_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     # Not safetensors' save_file: its files are readable by their owner only, whatever the umask.
     content = save(state, metadata={"format": "pt"})
-    replace_file(folder / "model.safetensors", lambda path: path.write_bytes(content))
-    replace_json(folder / "config.json", _transformers_config(model.body_config, head))
-    replace_json(folder / "head.json", asdict(head))
+    write_bytes_atomic(folder / "model.safetensors", content)
+    write_json_atomic(folder / "config.json", _transformers_config(model.body_config, head))
+    write_json_atomic(folder / "head.json", asdict(head))
 
 
 def load_saved(folder: Path) -> tuple[Classifier, HeadConfig]:
@@ -163,21 +160,6 @@ def load_saved(folder: Path) -> tuple[Classifier, HeadConfig]:
     model = make_classifier(make_body(read_body_config(folder)), head.head, head.num_outputs)
     _load_exactly(folder, model, _read_weights(folder))
     return model, head
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place at once."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-
-
-def replace_json(path: Path, content: object) -> None:
-    """Write `content` as an indented JSON file, all or nothing."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _transformers_config(body_config: BodyConfig, head: HeadConfig) -> dict[str, object]:

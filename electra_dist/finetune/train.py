@@ -23,13 +23,14 @@ from electra_dist.finetune.folder import (
     HeadConfig,
     load_body,
     read_body_config,
-    replace_json,
     save_classifier,
 )
 from electra_dist.finetune.heads import run
 from electra_dist.finetune.metrics import constant_baseline, score
 from electra_dist.finetune.optim import layer_wise_groups
 from electra_dist.finetune.results import FinetuneResult, Scores, SeedResult
+from electra_dist.runtime.devices import device_named
+from electra_dist.runtime.files import write_json_atomic
 
 _LOG = logging.getLogger(__name__)
 MAX_GRAD_NORM = 1.0
@@ -63,7 +64,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     with _threads(config.threads):
         prepared = _prepare(config)
         unfinished = {"finished": False, "settings": _settings(prepared)}
-        replace_json(config.out / RESULTS_FILE, unfinished)
+        write_json_atomic(config.out / RESULTS_FILE, unfinished)
         results: list[SeedResult] = []
         best: SeedResult | None = None
         main = prepared.head.metrics[0]
@@ -84,7 +85,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             model_folder=config.out,
             settings=_settings(prepared),
         )
-        replace_json(config.out / RESULTS_FILE, outcome.to_json())
+        write_json_atomic(config.out / RESULTS_FILE, outcome.to_json())
     return outcome
 
 
@@ -129,7 +130,7 @@ def _prepare(config: FinetuneConfig) -> _Run:
         data=data,
         head=head,
         encoder=encoder,
-        device=_device(config.device),
+        device=device_named(config.device),
         num_epochs=config.epochs or data.task.num_epochs,
         lr=default_lr(hidden) if config.lr is None else config.lr,
         layer_decay=default_layer_decay(hidden)
@@ -280,13 +281,6 @@ def _claim_folder(config: FinetuneConfig) -> None:
         raise UserError(
             f"out {out} holds a finished model already; remove it or give another --out folder"
         )
-
-
-def _device(name: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise UserError("device 'cuda' was asked for and there is none; give --device cpu")
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
 @contextmanager

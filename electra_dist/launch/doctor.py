@@ -25,8 +25,8 @@ from pathlib import Path
 from electra_dist.launch.local import free_port
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
-MIN_SHM_BYTES = 64 << 20
-"""gloo and NCCL keep small segments in /dev/shm; containers often give it 64 MB."""
+MIN_SHM_BYTES = 128 << 20
+"""gloo and NCCL keep segments in /dev/shm. Docker's default is 64 MB in all, which is too small."""
 MIN_FREE_BYTES = 10 << 30
 """Two checkpoints of `base` and their temporaries take 5 GB."""
 MAX_CLOCK_SKEW_SECONDS = 5.0
@@ -129,7 +129,9 @@ def _devices(patient: Patient) -> str:
             f"{len(gpus)} GPUs ({gpus[0]}), but torch (CUDA {cuda}) sees none; install a torch "
             "that fits the driver"
         )
-    return f"{count} GPUs: {gpus[0]}, CUDA {cuda}" if int(count) and gpus else "no GPU, CPU only"
+    if int(count) == 0:
+        return "no GPU, CPU only"
+    return f"{count} GPUs: {gpus[0] if gpus else 'no nvidia-smi to name them'}, CUDA {cuda}"
 
 
 def _names(patient: Patient) -> str:

@@ -30,7 +30,7 @@ from electra_dist.launch.records import attempt_folder, newest_attempt, read_jso
 log = logging.getLogger(__name__)
 
 STOPPED = 75
-"""Exit code of a run that saved and stopped on request (contracts, section 2)."""
+"""Exit code of a run that saved and stopped on request."""
 
 USER_MISTAKE = 2
 """Exit code of a rank that its user has to put right; every rank finds the same mistake."""

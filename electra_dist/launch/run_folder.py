@@ -1,7 +1,7 @@
 """What a run is doing, from its folder alone: no torch, no scheduler, no contact with the run.
 
 Reads config.json, metrics.jsonl, events.jsonl, attempts/, heartbeat/ and the names under
-checkpoints/ (contracts, section 3). A run may be writing while this reads: half-written lines and
+checkpoints/. A run may be writing while this reads: half-written lines and
 files are passed over.
 """
 

@@ -1,4 +1,4 @@
-"""The joint module: a generator and a discriminator over one set of tables (algorithm: section 2).
+"""The joint module: a generator and a discriminator over one set of tables (Clark et al. 2020).
 
 Shapes: B rows, L positions, N masked slots of a row, D tower width, E embedding width, V
 vocabulary.
@@ -199,7 +199,7 @@ def initialize(module: nn.Module, seed: int, std: float) -> None:
     """Fill every parameter from a generator keyed by (seed, its name): no tower shifts another.
 
     Truncated normal at two deviations; glorot uniform for `embeddings_project` and the
-    discriminator's last layer; biases 0 and LayerNorm 1 (algorithm: section 2); differences from
+    discriminator's last layer; biases 0 and LayerNorm 1; differences from
     shared embeddings 0. Parameters on the meta device have shapes only, and are left alone.
     A parameter's `init_factor`, where it has one, multiplies the deviation.
     """

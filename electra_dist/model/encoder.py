@@ -1,4 +1,4 @@
-"""The BERT post-LN encoder that both towers use (algorithm: section 2).
+"""The BERT post-LN encoder that both towers use (Devlin et al. 2019).
 
 Shapes: B rows, L positions, T tokens of all rows (B L, or the real ones alone), D hidden width,
 E embedding width, F = 4 D, H heads, A = D / H, S dropout sites, V vocabulary.

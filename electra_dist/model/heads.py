@@ -1,4 +1,4 @@
-"""What stands on top of ELECTRA's own encoder (algorithm: section 2).
+"""What stands on top of ELECTRA's own encoder (as google-research/electra has it).
 
 Shapes: B rows, L positions, N masked slots of a row, D tower width, E embedding width, R rows of
 the word table.

@@ -55,7 +55,7 @@ def invert_cumulative(probs_BNV: Tensor, uniforms_BN: Tensor) -> Tensor:
 
 def _invert(weights_BNK: Tensor, uniforms_BN1: Tensor) -> tuple[Tensor, Tensor]:
     """Indices drawn in proportion to the weights, and the uniform numbers within what was drawn."""
-    cumulative_BNK = weights_BNK.cumsum(dim=-1)
+    cumulative_BNK = _cumulative(weights_BNK)
     # Scaled by the last entry, which rounding leaves a little off 1: no draw falls beyond the end.
     targets_BN1 = uniforms_BN1 * cumulative_BNK[..., -1:]
     index_BN1 = torch.searchsorted(cumulative_BNK, targets_BN1, right=True)
@@ -66,6 +66,23 @@ def _invert(weights_BNK: Tensor, uniforms_BN1: Tensor) -> tuple[Tensor, Tensor]:
     )
     left_BN1 = (targets_BN1 - below_BN1) / (ends_BN1 - below_BN1)
     return index_BN1, left_BN1.clamp_(0.0, 1.0 - 2.0**-24)
+
+
+def _cumulative(weights_BNK: Tensor) -> Tensor:
+    """Sums up to each entry.
+
+    Where kernels must be deterministic torch refuses every cumsum of floats on CUDA, because of the
+    one over a single row (github.com/pytorch/pytorch/issues/75240). Of many rows each is added up
+    by one block of threads, always in the same order.
+    """
+    if not (weights_BNK.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return weights_BNK.cumsum(dim=-1)
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        return weights_BNK.cumsum(dim=-1)
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warns_only)
 
 
 def replace_tokens(batch: Batch, sampled_ids_BN: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class StopRequest:
 def after_signal(
     request: StopRequest | None, number: int, now: float, term_grace_seconds: float
 ) -> StopRequest:
-    """The request once one more signal has come (contracts, section 7).
+    """The request once one more signal has come.
 
     The first one asks for a stop. SIGUSR1 is a warning and SIGINT a person: neither sets a
     deadline. SIGTERM does, whether it comes first or later: its sender follows it with SIGKILL.

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
 
 from electra_dist.runtime.memory import keep_freed_memory, prefer_huge_pages
+from electra_dist.runtime.world import World
+
+
+def fair_share_of_cpus(world: World) -> int:
+    """How many of its host's CPUs this rank may take, where nobody has said it.
+
+    What the process may run on is its own where Slurm has bound each task to CPUs of its own; else
+    all ranks of the host share it: a job's part of a node, or the whole one.
+    """
+    allowed, ranks = len(os.sched_getaffinity(0)), world.local_world_size
+    is_bound = world.launcher == "slurm" and allowed * ranks <= (os.cpu_count() or 1)
+    return allowed if is_bound else max(1, allowed // ranks)
 
 
 def compute_on_cpu(num_threads: int, num_bytes: int) -> None:

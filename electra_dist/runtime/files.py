@@ -1,4 +1,4 @@
-"""Files that others read: each appears whole or not at all (contracts, section 3)."""
+"""Files that others read: each appears whole or not at all."""
 
 import json
 import os
@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
+def write_json_atomic(path: Path, value: Any, *, sync_folder: bool = True) -> None:
     """Write `value` as indented JSON so that a reader, or a crash, never sees half of it.
 
     Raises:
-        OSError: disk full, quota, no permission; `path` is as it was before.
+        OSError: as `write_bytes_atomic`.
     """
-    write_bytes_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode(), sync_folder=sync_folder)
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
+def write_bytes_atomic(path: Path, data: bytes, *, sync_folder: bool = True) -> None:
     """Write to a temporary name, fsync, rename, fsync the folder: `path` holds the old or the new.
 
+    Args:
+        path: where it goes.
+        data: all of it.
+        sync_folder: False where a reader may move the folder once it sees the name. After a power
+            cut the old contents may be back.
+
     Raises:
-        OSError: disk full, quota, no permission; `path` is as it was before.
+        OSError: disk full, quota, no permission; `path` is as it was before, or, where the folder
+            could not be synced, it holds the new contents, which a power cut may take back.
     """
     # The process id: on a shared disk a cut-off rank 0 and its successor may write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,7 +40,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    fsync_folder(path.parent)
+    if sync_folder:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

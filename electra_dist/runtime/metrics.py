@@ -3,7 +3,7 @@
     {"step": 120, "loss": 41.3, "lr": 0.0005, ..., "eval": {...}, "timing": {"tokens_per_s": ...}}
 
 What depends on the clock stands under `timing`; all else is the same, byte for byte, in two equal
-runs and in a run that was interrupted (contracts, section 3). Only rank 0 has a writer.
+runs and in a run that was interrupted. Only rank 0 has a writer.
 """
 
 import json

@@ -10,9 +10,11 @@ import torch
 from electra_dist.errors import UserError
 from electra_dist.finetune.bodies import Classifier as Network
 from electra_dist.finetune.encoding import TextEncoder
-from electra_dist.finetune.folder import HeadConfig, load_saved, replace_file
+from electra_dist.finetune.folder import HeadConfig, load_saved
 from electra_dist.finetune.heads import run
 from electra_dist.finetune.reading import Columns, Example, read_examples, read_lines
+from electra_dist.runtime.devices import device_named
+from electra_dist.runtime.files import write_bytes_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +82,18 @@ class Classifier:
         ]
 
 
-def load_classifier(folder: Path | str, device: str = "cpu") -> Classifier:
+def load_classifier(folder: Path | str, device: str = "auto") -> Classifier:
     """Read a folder that `finetune` has written, with either head.
+
+    `device` is as `runtime.devices.device_named` takes it: by default a GPU where there is one.
 
     Raises:
         UserError: not such a folder, a broken file, or a device that is not there.
     """
     folder = Path(folder)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for and there is none; use cpu")
+    where = device_named(device)
     model, head = load_saved(folder)
-    return Classifier(model.to(device).eval(), head, TextEncoder(folder, head.max_length))
+    return Classifier(model.to(where).eval(), head, TextEncoder(folder, head.max_length))
 
 
 def predict_file(
@@ -99,7 +102,7 @@ def predict_file(
     out: Path | str | None = None,
     *,
     batch_size: int = 32,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> list[dict[str, object]]:
     """Predict every row of a file; with `out`, also write them there as JSONL.
 
@@ -111,7 +114,7 @@ def predict_file(
         input: The file.
         out: Where the rows go, all or nothing.
         batch_size: Texts at a time.
-        device: Where the model runs.
+        device: Where the model runs; by default on a GPU where there is one.
 
     Returns:
         Rows in file order: `text` (and `text_b`), then `label` and `probabilities`, or `value`.
@@ -148,7 +151,7 @@ def _row(example: Example, prediction: Prediction) -> dict[str, object]:
 def _write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        replace_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+        write_bytes_atomic(path, content.encode())
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); name another file"

@@ -1,4 +1,4 @@
-"""Held-out evaluation (algorithm: section 9): masks and noise are recorded in the corpus.
+"""Held-out evaluation: masks and noise are recorded in the corpus.
 
 The generator is asked at the recorded masks; the discriminator twice: on its own generator's
 samples (drawn with the recorded uniform numbers) and on the recorded unigram corruption, which is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -92,4 +93,15 @@ def model_folder(path: Path) -> Path:
         return path
     info = resolve(path)
     out = path / "export" / info.folder.name
-    return out if (out / "config.json").is_file() else export_hf(info.folder, out)
+    if (out / "config.json").is_file():
+        return out
+    out.parent.mkdir(exist_ok=True)
+    # Made elsewhere and renamed: the tasks of a Slurm array all begin here at once.
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        made = export_hf(info.folder, Path(folder) / "model")
+        try:
+            made.rename(out)
+        except OSError as error:
+            if not (out / "config.json").is_file():  # no other task's
+                raise UserError(f"{out} can't be written ({error.strerror}); remove it") from None
+    return out

@@ -10,7 +10,7 @@ from typing import Any
 from electra_dist.checkpoint.layout import run_folder_of
 from electra_dist.config import files
 from electra_dist.data.store import Corpus
-from electra_dist.data.tokenize import tokenizer_sha256
+from electra_dist.data.tokenize import read_vocab, tokenizer_sha256
 from electra_dist.errors import UserError
 from electra_dist.runtime.special_tokens import token_ids
 
@@ -115,7 +115,6 @@ def check_vocabulary(word: str, sha256: str | None, folder: Path, corpus: Corpus
 
 def _ids(path: Path) -> dict[str, int]:
     """Token -> id."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        return {token: number for number, token in enumerate(text.splitlines())}
-    return token_ids(json.loads(text))
+        return read_vocab(path)
+    return token_ids(json.loads(path.read_text(encoding="utf-8")))

@@ -23,7 +23,7 @@ from electra_dist.resilience.resume import check_newest_state, resumed_config
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.collectives import ProcessGroups, start_process_group
 from electra_dist.runtime.control import Control
-from electra_dist.runtime.cpu import compute_on_cpu
+from electra_dist.runtime.cpu import compute_on_cpu, fair_share_of_cpus
 from electra_dist.runtime.job_end import job_end
 from electra_dist.runtime.logs import setup_logging
 from electra_dist.runtime.times import launched_at
@@ -80,9 +80,9 @@ def join(
         memory = memory_of_rank(config, world_size=world.world_size, device="cpu")
         compute_on_cpu(num_threads, memory.total)
     if config.engine.deterministic:
-        # Warn only: cumsum, which sampling needs, has no deterministic CUDA kernel in torch 2.13.
+        # Not "warn only", by which attention's fused gradients stay as they are.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
     launched = launched_at(environ)
@@ -156,9 +156,7 @@ def resolve_config(config: RunConfig, run_folder: Path, world: World) -> tuple[R
     corpora.frozen(config.objective.mask_prob, num_rows=0)
     if world.is_leader:  # one look at what all ranks share; they end on what it finds
         check_newest_state(config, run_folder, corpora.fingerprint)
-    threads = config.engine.threads_per_rank or max(
-        1, (os.cpu_count() or 1) // world.local_world_size
-    )
+    threads = config.engine.threads_per_rank or fair_share_of_cpus(world)
     return replace(config, engine=replace(config.engine, threads_per_rank=threads)), corpora
 
 
