@@ -56,6 +56,23 @@ def test_a_rank_whose_disk_is_full_fails_the_save_for_all(
     assert "No space left on device" in event["cause"]
 
 
+def test_a_save_that_rank_0_has_committed_meanwhile_is_no_failure(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 renames the folder as soon as it sees the last name in it."""
+    put_in_place = os.replace
+
+    def replace_and_commit(source: Path, target: Path) -> None:
+        put_in_place(source, target)
+        if str(target).endswith("shard_00001.safetensors.done.json"):
+            target.parent.rename(target.parent.with_name("step_00000009"))
+
+    monkeypatch.setattr(os, "replace", replace_and_commit)
+    store = a_store(Attempt.claim(run), rank=1, ranks=2, deadline=1.0)
+    assert saved(store, DictEngine(3, rank=1, ranks=2), 9, {})
+    assert (run / "checkpoints/step_00000009/shard_00001.safetensors").is_file()
+
+
 @pytest.mark.parametrize("part", ["shard", "shard cut", "shard gone", "state", "manifest"])
 def test_a_damaged_newest_falls_back_to_the_one_before(
     run: Path, store: CheckpointStore, part: str, caplog: pytest.LogCaptureFixture
@@ -161,7 +178,7 @@ def test_a_failed_write_is_an_event(
 ) -> None:
     save(store, 10)
 
-    def refuse(*_: object) -> NoReturn:
+    def refuse(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     for part in ("write_shard", "write_bytes_atomic", "write_json_atomic"):

@@ -1,6 +1,7 @@
 """The doctor on this very machine, and on machines that lack something."""
 
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -74,6 +75,26 @@ def test_a_driver_that_hangs_has_a_deadline(
     found = finding(who, "devices", monkeypatch)
     assert not found.is_good
     assert "nvidia-smi hangs" in found.words
+
+
+def test_gpus_are_counted_where_nothing_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "class cuda:\n    device_count = lambda: 4\nclass version:\n    cuda = '13.0'\n"
+    )
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    found = finding(patient(PYTHONPATH=str(tmp_path)), "devices", monkeypatch)
+    assert found.is_good
+    assert found.words == "4 GPUs: no nvidia-smi to name them, CUDA 13.0"
+
+
+def test_docker_s_own_shared_memory_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/dev/shm")._replace(free=64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    found = finding(patient(), "shm", monkeypatch)
+    assert not found.is_good
+    assert "/dev/shm has 64 MB free, needs 128" in found.words
 
 
 def test_a_clock_that_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

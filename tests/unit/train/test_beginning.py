@@ -22,6 +22,7 @@ from electra_dist.model.padding import stored_parameters
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.world import World
+from electra_dist.train import export, fitting
 from electra_dist.train.beginning import Beginning, Source, fill, open_source, still_wanted
 from electra_dist.train.build import build_run
 from tests import made_up
@@ -161,6 +162,31 @@ def test_a_vocabulary_is_known_by_its_tokens_not_by_the_bytes_of_its_file(
     lines = sorted(theirs.items(), key=lambda item: item[1])
     (tmp_path / "hf/vocab.txt").write_text("\n".join(token for token, _ in lines))
     place.open(tmp_path / "hf")
+
+
+def test_a_line_of_a_vocabulary_ends_at_a_newline_only(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_bytes("[PAD]\n\u2028\n\x85\nend\n".encode())
+    assert fitting._ids(path) == {"[PAD]": 0, "\u2028": 1, "\x85": 2, "end": 3}
+
+
+def test_tasks_that_export_a_run_at_once_all_get_the_model(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_one, others = export.export_hf, []
+
+    def export_while_another_does(checkpoint: Path, out: Path) -> Path:
+        if not others:
+            others.append(None)
+            others.append(export.model_folder(place.run))
+        return export_one(checkpoint, out)
+
+    monkeypatch.setattr(export, "export_hf", export_while_another_does)
+    folder = export.model_folder(place.run)
+    assert others[1] == folder
+    assert (folder / "config.json").is_file()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert export.model_folder(folder) == folder
 
 
 def test_weights_of_a_hugging_face_folder_go_into_the_engine(place: Place) -> None:
