@@ -22,12 +22,12 @@ SAVE_OVERHEAD_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long the slow ones take, in seconds."""
+    """How long the slow ones take."""
 
-    step: float
-    save: float
+    step_seconds: float
+    save_seconds: float
     """From the copy to the commit."""
-    evaluation: float
+    evaluation_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,13 @@ def time_signs(seconds_left: float, pace: Pace, ahead: Ahead) -> TimeSigns:
         pace: see there.
         ahead: see there.
     """
-    leaving = (ahead.num_saves + 1) * pace.save
-    going_on = pace.step + (pace.evaluation if ahead.evaluates_next else 0.0) + leaving
-    return TimeSigns(is_up=seconds_left < going_on, hurry=seconds_left < pace.evaluation + leaving)
+    leaving = (ahead.num_saves + 1) * pace.save_seconds
+    going_on = (
+        pace.step_seconds + (pace.evaluation_seconds if ahead.evaluates_next else 0.0) + leaving
+    )
+    return TimeSigns(
+        is_up=seconds_left < going_on, hurry=seconds_left < pace.evaluation_seconds + leaving
+    )
 
 
 def slow_one(seconds: Sequence[float], otherwise: float) -> float:

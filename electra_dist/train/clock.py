@@ -67,14 +67,14 @@ class RunClock:
         self._saves: deque[float] = deque(saves, maxlen=NUM_MEASURED)
         self._evaluations: deque[float] = deque(maxlen=NUM_MEASURED)
 
-    def stepped(self, *, data_wait: float, step: float) -> None:
-        """Account for a step of `step` seconds, `data_wait` of them at its beginning."""
-        self.book.add("data_wait", data_wait)
-        self.book.add("step", step - data_wait)
+    def stepped(self, *, data_wait_seconds: float, step_seconds: float) -> None:
+        """Account for a step, whose wait for data is its beginning."""
+        self.book.add("data_wait", data_wait_seconds)
+        self.book.add("step", step_seconds - data_wait_seconds)
         self._num_steps += 1
         if self._num_steps == 2:
             self._steps.clear()  # the first one allocates and compiles, and is not met again
-        self._steps.append(step)
+        self._steps.append(step_seconds)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -100,9 +100,9 @@ class RunClock:
         step = slow_one(self._steps, otherwise=0.0)
         guess = guessed_evaluation_seconds(step, *self._rows)
         return Pace(
-            step=step,
-            save=slow_one(self._saves, otherwise=self._guessed_save_seconds),
-            evaluation=slow_one(self._evaluations, otherwise=guess),
+            step_seconds=step,
+            save_seconds=slow_one(self._saves, otherwise=self._guessed_save_seconds),
+            evaluation_seconds=slow_one(self._evaluations, otherwise=guess),
         )
 
     def broke_off(self, step: int) -> None:
@@ -112,7 +112,7 @@ class RunClock:
         or hung.
         """
         passed = self.book.since_boundary
-        worked = min(passed, self.pace.step) if self._steps else passed
+        worked = min(passed, self.pace.step_seconds) if self._steps else passed
         self.book.add("step", worked)
         self.book.add("hang", passed - worked)
         self.book.end(step)

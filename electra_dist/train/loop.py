@@ -39,11 +39,13 @@ def train(run: Run) -> ExitReason:
         rate = learning_rate(run)
         result = step(run, micro_batches, rate)
         timing = Timing(
-            data_wait=fetched - started,
-            step=time.monotonic() - started,
-            communication=run.phases.waiting_seconds() - waited,
+            data_wait_seconds=fetched - started,
+            step_seconds=time.monotonic() - started,
+            communication_seconds=run.phases.waiting_seconds() - waited,
         )
-        run.clock.stepped(data_wait=timing.data_wait, step=timing.step)
+        run.clock.stepped(
+            data_wait_seconds=timing.data_wait_seconds, step_seconds=timing.step_seconds
+        )
         run.ledger_step(result.checksum)
         run.state = result.advance(run)
 
@@ -83,25 +85,25 @@ def train(run: Run) -> ExitReason:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Where the time of one step went, in seconds."""
+    """Where the time of one step went."""
 
-    data_wait: float
-    step: float
-    communication: float = 0.0
+    data_wait_seconds: float
+    step_seconds: float
+    communication_seconds: float = 0.0
     """The main thread in collectives, with what it waits there for others."""
 
     def metrics(self, tokens: float, efficiency: Efficiency | None) -> dict[str, float]:
         """The part of a line of metrics.jsonl that depends on the clock (rank 0 writes it)."""
         values = {
-            "step_seconds": self.step,
-            "data_wait_seconds": self.data_wait,
-            "data_wait": self.data_wait / self.step,
-            "communication_seconds": self.communication,
-            "exposed_communication": self.communication / self.step,
-            "tokens_per_s": tokens / self.step,
+            "step_seconds": self.step_seconds,
+            "data_wait_seconds": self.data_wait_seconds,
+            "data_wait": self.data_wait_seconds / self.step_seconds,
+            "communication_seconds": self.communication_seconds,
+            "exposed_communication": self.communication_seconds / self.step_seconds,
+            "tokens_per_s": tokens / self.step_seconds,
         }
         if efficiency is not None:
-            values |= efficiency.metrics(tokens=tokens, step_seconds=self.step)
+            values |= efficiency.metrics(tokens=tokens, step_seconds=self.step_seconds)
         return values
 
 

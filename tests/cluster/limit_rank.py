@@ -58,7 +58,7 @@ def main(config_path: str, run_folder: Path) -> int:
     stop: ExitReason | None = None
     while stop is None:
         sleep(step_seconds)
-        clock.stepped(data_wait=0.0, step=step_seconds)
+        clock.stepped(data_wait_seconds=0.0, step_seconds=step_seconds)
         step += 1
         note("step")
         due = step % config.checkpoint.every_steps == 0

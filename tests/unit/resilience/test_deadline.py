@@ -13,7 +13,7 @@ from electra_dist.resilience.deadline import (
 )
 
 SECONDS = st.floats(1.0, 1e3)
-PACES = st.builds(Pace, step=SECONDS, save=SECONDS, evaluation=SECONDS)
+PACES = st.builds(Pace, step_seconds=SECONDS, save_seconds=SECONDS, evaluation_seconds=SECONDS)
 
 
 @given(
@@ -31,7 +31,7 @@ def test_a_run_that_is_no_slower_than_its_pace_has_saved_before_the_end(
     while True:
         step += 1
         share = shares[step % len(shares)]
-        now += share * pace.step
+        now += share * pace.step_seconds
         is_due = step % save_every == 0
         ahead = Ahead(
             evaluates_next=(step + 1) % eval_every == 0,
@@ -39,9 +39,9 @@ def test_a_run_that_is_no_slower_than_its_pace_has_saved_before_the_end(
         )
         signs = time_signs(end - now, pace, ahead)
         if step % eval_every == 0 and not (signs.is_up and signs.hurry):
-            now += share * pace.evaluation
+            now += share * pace.evaluation_seconds
         if is_due or signs.is_up:
-            saved_at = max(now, saved_at) + share * pace.save
+            saved_at = max(now, saved_at) + share * pace.save_seconds
         if signs.is_up:
             break
         assert now < end
@@ -50,7 +50,7 @@ def test_a_run_that_is_no_slower_than_its_pace_has_saved_before_the_end(
 
 
 def test_the_last_safe_step() -> None:
-    pace = Pace(step=2.0, save=5.0, evaluation=30.0)
+    pace = Pace(step_seconds=2.0, save_seconds=5.0, evaluation_seconds=30.0)
     plain = Ahead(evaluates_next=False, num_saves=0)
     assert not time_signs(math.inf, pace, plain).is_up
     assert not time_signs(7.0, pace, plain).is_up

@@ -33,16 +33,20 @@ def a_clock(
 
 def test_the_pace_is_guessed_until_it_is_measured() -> None:
     clock = a_clock()
-    clock.stepped(data_wait=1.0, step=300.0)
-    assert (clock.pace.step, clock.pace.save, clock.pace.evaluation) == (300.0, 50.0, 3000.0)
-    clock.stepped(data_wait=1.0, step=2.0)  # the first one is not met again
-    clock.stepped(data_wait=1.0, step=3.0)
-    assert (clock.pace.step, clock.pace.evaluation) == (3.0, 30.0)
+    clock.stepped(data_wait_seconds=1.0, step_seconds=300.0)
+    assert (clock.pace.step_seconds, clock.pace.save_seconds, clock.pace.evaluation_seconds) == (
+        300.0,
+        50.0,
+        3000.0,
+    )
+    clock.stepped(data_wait_seconds=1.0, step_seconds=2.0)  # the first one is not met again
+    clock.stepped(data_wait_seconds=1.0, step_seconds=3.0)
+    assert (clock.pace.step_seconds, clock.pace.evaluation_seconds) == (3.0, 30.0)
     clock.saved([4.0, 7.0])
     with clock.evaluating():
         pass
-    assert clock.pace.save == 7.0
-    assert clock.pace.evaluation < 1.0
+    assert clock.pace.save_seconds == 7.0
+    assert clock.pace.evaluation_seconds < 1.0
 
 
 def test_without_an_end_there_is_no_hurry() -> None:
@@ -56,13 +60,13 @@ def test_the_time_is_up_when_a_step_the_save_and_the_margin_just_fit(
     end_in: float, is_up: bool
 ) -> None:
     clock = a_clock(end_in)
-    clock.stepped(data_wait=0.0, step=3.0)
+    clock.stepped(data_wait_seconds=0.0, step_seconds=3.0)
     assert clock.signs(NOTHING).is_up == clock.is_up == is_up
 
 
 def test_after_sigterm_there_is_no_margin_to_keep() -> None:
     clock = a_clock(term_in=30.0)
-    clock.stepped(data_wait=0.0, step=1.0)
+    clock.stepped(data_wait_seconds=0.0, step_seconds=1.0)
     clock.saved([5.0])
     assert not clock.signs(NOTHING).hurry  # 9.5 steps' worth of evaluation, and 5 s
     clock.saved([25.0])
@@ -97,7 +101,7 @@ def test_an_error_leaves_one_step_of_work_and_the_rest_was_waiting(tmp_path: Pat
     book.begin(0)
     for step in (1, 2, 3):
         now[0] += 2
-        clock.stepped(data_wait=0.5, step=2.0)
+        clock.stepped(data_wait_seconds=0.5, step_seconds=2.0)
         book.boundary(step)
     now[0] += 60
     clock.broke_off(3)

@@ -53,11 +53,11 @@ def test_memory_is_told_by_kind() -> None:
 
 
 def test_a_line_has_the_share_of_waiting_for_data() -> None:
-    values = Timing(data_wait=0.25, step=1.0).metrics(4096, None)
+    values = Timing(data_wait_seconds=0.25, step_seconds=1.0).metrics(4096, None)
     assert values["data_wait"] == 0.25
     assert values["tokens_per_s"] == 4096
     assert values["exposed_communication"] == 0.0
-    assert "mfu" in Timing(data_wait=0.25, step=1.0).metrics(4096, efficiency())
+    assert "mfu" in Timing(data_wait_seconds=0.25, step_seconds=1.0).metrics(4096, efficiency())
 
 
 def test_the_knob_must_be_positive() -> None:
@@ -66,5 +66,7 @@ def test_the_knob_must_be_positive() -> None:
 
 
 def test_the_share_of_the_step_in_collectives_is_told() -> None:
-    values = Timing(data_wait=0.0, step=2.0, communication=0.5).metrics(4096, None)
+    values = Timing(data_wait_seconds=0.0, step_seconds=2.0, communication_seconds=0.5).metrics(
+        4096, None
+    )
     assert (values["communication_seconds"], values["exposed_communication"]) == (0.5, 0.25)
