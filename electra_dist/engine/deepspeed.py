@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +56,9 @@ from electra_dist.runtime.world import World
 
 log = logging.getLogger(__name__)
 
+LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+"""DeepSpeed compares them."""
+
 
 class DeepSpeedEngine:
     """Wraps `deepspeed.initialize` over the running process group; a single rank needs one too.
@@ -93,14 +98,15 @@ class DeepSpeedEngine:
         if self._stage == 3 and layers_are_leaves(config):
             # Gathered product by product a step takes a tenth longer (`small`, one rank).
             deepspeed.utils.set_z3_leaf_modules(model, list(LAYERS), raise_if_not_found=False)
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            # Left alone, DeepSpeed takes cuda:LOCAL_RANK, which need not exist on this rank.
-            args=SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None,
-            model=model,
-            optimizer=self.optimizer,
-            config=deepspeed_config(config, num_passes),
-            dist_init_required=False,
-        )
+        _give_group(deepspeed, config.engine.timeout_seconds)
+        with _named_by_device(device, os.environ):
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                args=SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None,
+                model=model,
+                optimizer=self.optimizer,
+                config=deepspeed_config(config, num_passes),
+                dist_init_required=False,
+            )
         self._parameters = dict(self._engine.module.named_parameters())
         if self._stage == 3:
             for module, parameter in self._engine.module.external_parameters():
@@ -279,6 +285,33 @@ def _import_deepspeed(device: torch.device) -> Any:
         dist_init_required=False,
     )
     return deepspeed
+
+
+def _give_group(deepspeed: Any, timeout_seconds: float) -> None:
+    """All ranks as the group in which DeepSpeed exchanges gradients, with the run's own deadline.
+
+    It would make one with torch's: 10 minutes with NCCL, whose watchdog then ends the process
+    without a word about who is missing. Longer than ours, which is to fire first.
+    """
+    groups = deepspeed.utils.groups
+    if groups._WORLD_GROUP is None:
+        groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout_seconds + 5))
+
+
+@contextmanager
+def _named_by_device(device: torch.device, environ: MutableMapping[str, str]) -> Iterator[None]:
+    """LOCAL_RANK is the number of this rank's device while DeepSpeed starts.
+
+    It takes cuda:LOCAL_RANK, at stage 3 whatever it is told, which need not exist: Slurm may show
+    each rank a device of its own, number 0 to all of them.
+    """
+    before = {name: environ[name] for name in LOCAL_RANK_VARIABLES if name in environ}
+    if device.type == "cuda":
+        environ.update(dict.fromkeys(before, str(device.index)))
+    try:
+        yield
+    finally:
+        environ.update(before)
 
 
 def _require_ability(deepspeed: Any, config: RunConfig) -> None:

@@ -167,8 +167,10 @@ def compiled_layers() -> Callable[..., Tensor]:
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     # Two towers, with and without gradient; no padding, a mask, blocks, both of these without what
     # is padding; `modern`: the first layer, global ones, pairs of local ones and one left over.
-    # 80, and more where lengths vary.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 128)
+    # 80, and more where lengths vary. Not in torch's configuration, which the thread of CUDA's
+    # backward pass does not have.
+    most_forms = 128
     # Strides of all parameters and of what our operations give: 1,000 checks a step, 1 % of it.
-    compiled: Callable[..., Tensor] = torch.compile(_run_in_turn, options={"size_asserts": False})
-    return compiled
+    options = {"size_asserts": False}
+    compile_layers: Callable[..., Callable[..., Tensor]] = torch.compile  # its stubs lack the limit
+    return compile_layers(_run_in_turn, recompile_limit=most_forms, options=options)

@@ -37,6 +37,8 @@ from electra_dist.runtime.control import (
 from electra_dist.runtime.network import choose_interface, tell_address
 from electra_dist.runtime.world import World
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "CollectiveError",
     "CollectiveTimeout",
@@ -143,13 +145,24 @@ def _make_groups(
             rank=world.rank,
             world_size=world.world_size,
             timeout=patience,
-            device_id=device if device.type == "cuda" else None,
+            device_id=_bound_device(device, world),
         )
         if world.world_size > 1:
             control.group = dist.new_group(backend="gloo", timeout=patience, group_desc="control")
     except RuntimeError as error:
+        # Its own words are the only ones about a GPU that two ranks share, or a driver.
+        log.error("rank %d: %s", world.rank, str(error).strip().split("\n")[0])
         raise control.failure("start of torch.distributed") from error
     return ProcessGroups(world=world, device=device, control=control, has_torch_group=True)
+
+
+def _bound_device(device: torch.device, world: World) -> torch.device | None:
+    """The device that NCCL's communicators are made for at once; None: when they are first used.
+
+    Not with one rank: groups would then be split off a communicator of one, which fails on some
+    machines (DeepSpeed's issue 8248).
+    """
+    return device if device.type == "cuda" and world.world_size > 1 else None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
-from electra_dist.resilience.stragglers import Stragglers
+from electra_dist.resilience.stragglers import Stragglers, phases_of_device
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
@@ -237,7 +237,13 @@ def assemble(joined: Joined) -> Run:
         phases=phases,
         faults=faults,
         seats=seats,
-        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
+        stragglers=Stragglers(
+            phases,
+            control,
+            [s.host for s in seats],
+            config.resilience,
+            left_out=phases_of_device(joined.groups.device.type, config.engine.zero_stage),
+        ),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),

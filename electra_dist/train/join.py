@@ -83,6 +83,8 @@ def join(
         # Not "warn only", by which attention's fused gradients stay as they are.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Else whatever `empty` gives is filled, by a kernel each.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (mypy)
     attempt = _claim(run_folder, groups.control)
     setup_logging(world, attempt.folder)
     launched = launched_at(environ)

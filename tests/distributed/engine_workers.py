@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -153,6 +155,12 @@ def flips(groups: ProcessGroups, reference: str, stages: list[int]) -> list[floa
     return shares
 
 
+def deadline_seconds(group: dist.ProcessGroup) -> float:
+    """Of the group's collectives on the CPU."""
+    deadline: timedelta = group._get_backend(CPU).options._timeout
+    return deadline.total_seconds()
+
+
 def train_and_save(
     groups: ProcessGroups, run: str, engines: list[dict[str, Any]], num_steps: int
 ) -> None:
@@ -176,6 +184,9 @@ def train_and_save(
         for step in range(num_steps):
             mine = micro_batches(config, step, groups.world.rank, groups.world.world_size)
             engine.step(mine, 1e-3)
+        if isinstance(engine, DeepSpeedEngine):
+            group = engine._engine.seq_data_parallel_group  # of its gradients
+            assert deadline_seconds(group) == pytest.approx(config.engine.timeout_seconds, abs=10)
         store.save(engine, saved + 1, {"step": saved + 1})
         assert store.wait()
         engine.close()

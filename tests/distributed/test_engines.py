@@ -65,7 +65,11 @@ def test_few_samples_flip_between_engines(reference: str, tmp_path: Path) -> Non
 def test_all_shipped_deepspeed_configs_train_and_resume(tmp_path: Path) -> None:
     """Each file: restore what the one before saved, 3 steps, save; off-load included."""
     engines = [
-        {"zero_stage": int(path.stem.removeprefix("zero")[0]), "deepspeed_config": str(path)}
+        {
+            "zero_stage": int(path.stem.removeprefix("zero")[0]),
+            "deepspeed_config": str(path),
+            "timeout_seconds": 900.0,
+        }
         for path in CONFIG_FILES
     ]
     run = tmp_path / "run"

@@ -212,6 +212,7 @@ def test_on_a_gpu_the_copy_is_complete_before_the_weights_change() -> None:
     engine = DictEngine(1, shapes)
     engine.tensors = {key: tensor.to(device) for key, tensor in engine.tensors.items()}
     buffers = async_writer.HostBuffers(3 << 26, device)
+    assert all(buffer.is_pinned() for buffer in buffers._buffers)
     side = torch.cuda.Stream(device)
     with torch.cuda.stream(side):  # an update that still runs on another stream
         torch.cuda._sleep(200_000_000)

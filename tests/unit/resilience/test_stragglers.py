@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from electra_dist.config.running import ResilienceConfig
-from electra_dist.resilience.stragglers import OWN_PHASES, Stragglers, find_stragglers
+from electra_dist.resilience.stragglers import (
+    OWN_PHASES,
+    Stragglers,
+    find_stragglers,
+    phases_of_device,
+)
 from electra_dist.runtime.phases import WAITING, Phases
 
 
@@ -94,3 +99,33 @@ def test_a_rank_that_stays_late_is_reported_once() -> None:
 
 def test_waiting_for_others_is_nobodys_own_time() -> None:
     assert not set(OWN_PHASES) & WAITING
+
+
+def test_on_cuda_the_wait_for_a_late_rank_hides_nobody() -> None:
+    """Rank 0 is late with its data; the others wait for it in the optimizer, on their devices."""
+    own = [step_of(data=0.31, optimizer=0.01), *[step_of(data=0.01, optimizer=0.31)] * 3]
+    assert find_stragglers(own, ratio=1.3) == []
+    left_out = phases_of_device("cuda", zero_stage=2)
+    assert left_out == {"backward", "optimizer"}
+    assert phases_of_device("cuda", zero_stage=3) == left_out | {"forward"}
+    assert phases_of_device("cpu", zero_stage=3) == set()
+
+    class Others(Control):
+        def all_gather_floats(self, mine: list[float], name: str) -> list[list[float]]:
+            assert name
+            assert mine[OWN_PHASES.index("optimizer")] == 0.0
+            return [mine, *[step_of(data=0.01, backward=0.0, optimizer=0.0)] * 3]
+
+    now = 0.0
+    phases = Phases(lambda: now)
+    control: Any = Others()
+    config = ResilienceConfig(straggler_every=2)
+    stragglers = Stragglers(phases, control, ["a", "b", "c", "d"], config, left_out)
+    found = []
+    for step in range(1, 5):
+        phases.begin_step(step)
+        for phase, seconds in zip(OWN_PHASES, own[0], strict=True):
+            with phases.enter(phase):
+                now += seconds
+        found = stragglers.compare(step, lambda *_, **__: None)
+    assert [(late.rank, late.phase) for late in found] == [(0, "data")]

@@ -9,6 +9,7 @@ from electra_dist.errors import UserError
 from electra_dist.runtime.collectives import (
     CollectiveTimeout,
     RankLost,
+    _bound_device,
     device_for,
     start_process_group,
 )
@@ -23,6 +24,14 @@ def arrival(
     rank: int, entered: float = 0.0, kind: str = "lost", name: str = "flags"
 ) -> dict[str, object]:
     return {"rank": rank, "entered": entered, "kind": kind, "name": name}
+
+
+def test_a_device_is_bound_where_there_are_others() -> None:
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    two = replace(ALONE, world_size=2, local_world_size=2)
+    assert _bound_device(cuda, two) == cuda
+    assert _bound_device(cuda, ALONE) is None
+    assert _bound_device(cpu, two) is None
 
 
 def test_alone_every_exchange_returns_at_once() -> None:
