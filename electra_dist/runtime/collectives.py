@@ -52,10 +52,21 @@ __all__ = [
 
 
 def device_for(world: World) -> torch.device:
-    """cuda:(local_rank % device_count), or the CPU where there is no CUDA device."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
-    return torch.device("cpu")
+    """cuda:(local_rank % device_count), or the CPU where there is no CUDA device.
+
+    Raises:
+        UserError: ranks would share a device, which NCCL refuses.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    num_devices = torch.cuda.device_count()
+    # A single one may be all that this rank is shown of several.
+    if 1 < num_devices < world.local_world_size:
+        raise UserError(
+            f"{world.local_world_size} ranks were started on a host with {num_devices} GPUs, but "
+            "each rank needs one of its own; start no more ranks than GPUs"
+        )
+    return torch.device("cuda", world.local_rank % num_devices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,12 +76,23 @@ def test_a_rank_that_finds_no_rank_0_says_where_it_looked() -> None:
     assert caught.value.missing == (0,)
 
 
-def test_devices_are_shared_out_by_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_devices", "local_rank", "index"), [(4, 3, 3), (8, 2, 2), (1, 3, 0)])
+def test_each_rank_of_a_host_has_a_device(
+    num_devices: int, local_rank: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert device_for(ALONE).type in ("cpu", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    fifth = replace(ALONE, rank=5, world_size=8, local_rank=5, local_world_size=8)
-    assert device_for(fifth) == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_devices)
+    world = replace(ALONE, world_size=4, local_rank=local_rank, local_world_size=4)
+    assert device_for(world) == torch.device("cuda", index)  # 1: each is shown its own
+
+
+def test_ranks_that_would_share_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    three = replace(ALONE, world_size=3, local_world_size=3)
+    with pytest.raises(UserError, match=r"3 ranks .* with 2 GPUs.*start no more ranks than GPUs"):
+        device_for(three)
 
 
 def test_a_timeout_names_the_ranks_that_did_not_come() -> None:
