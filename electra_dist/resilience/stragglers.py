@@ -7,7 +7,7 @@ them apart is how late each comes there, which is its own time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,17 +21,6 @@ OWN_PHASES = tuple(phase for phase in PHASES if phase not in WAITING)
 
 LEAST_SECONDS = 0.01
 """A step by which a rank is later than the others: less is no trouble, whatever the ratio."""
-
-
-def phases_of_device(device_type: str, zero_stage: int) -> frozenset[str]:
-    """Phases in which a host may wait for its device, and so for the ranks that this waits for.
-
-    None on a CPU. On CUDA all ranks are as long in them as the last one: added to what a rank did
-    before, they would make all alike. ZeRO-3 waits for gathered weights in the forward pass too.
-    """
-    if device_type == "cpu":
-        return frozenset()
-    return frozenset({"backward", "optimizer"} | ({"forward"} if zero_stage == 3 else set()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +75,12 @@ class Stragglers:
         control: between the ranks.
         hosts: of each rank, by rank.
         config: how often, and what is late.
-        left_out: phases that say nothing of this rank, as `phases_of_device` says.
     """
 
     def __init__(
-        self,
-        phases: Phases,
-        control: Control,
-        hosts: Sequence[str],
-        config: ResilienceConfig,
-        left_out: Collection[str] = (),
+        self, phases: Phases, control: Control, hosts: Sequence[str], config: ResilienceConfig
     ) -> None:
         self._phases, self._control, self._hosts = phases, control, hosts
-        self._left_out = left_out
         self._every, self._ratio = config.straggler_every, config.straggler_ratio
         self._then, self._step = dict(phases.own_seconds), 0
         self._named: set[tuple[int, str]] = set()
@@ -114,7 +96,9 @@ class Stragglers:
         self._phases.begin_step(step)  # what has passed since is counted
         now, num_steps = dict(self._phases.own_seconds), step - self._step
         mine = [
-            0.0 if phase in self._left_out else (now[phase] - self._then[phase]) / max(1, num_steps)
+            0.0
+            if phase in self._phases.of_device
+            else (now[phase] - self._then[phase]) / max(1, num_steps)
             for phase in OWN_PHASES
         ]
         is_first = self._step == 0

@@ -19,7 +19,11 @@ NUM_BEFORE_LEARNT = 5
 """Durations of a phase before they say how long it may last; until then the start-up time does."""
 
 
-def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -> dict[str, float]:
+def limits(
+    durations: Mapping[str, Sequence[float]],
+    config: ResilienceConfig,
+    waiting: Collection[str] = WAITING,
+) -> dict[str, float]:
     """Seconds that each phase may last on this rank before it counts as a hang.
 
     `hang_factor` times the slow ones of the phase itself (99 % were shorter), never less than
@@ -27,7 +31,7 @@ def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -
     a kind compiles and allocates: it says nothing about later ones.
 
     A rank that waits for others must grant them the longest of their phases: all ranks run the same
-    ones, so it goes by its own. See `limit` for what it waits in.
+    ones, so it goes by its own. It does in `waiting`; see `limit` for what it waits in.
     """
     floor = config.hang_floor_seconds or 0.0
     allowed = {
@@ -36,7 +40,7 @@ def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -
     }
     longest = max(allowed.values())
     for phase, seconds in durations.items():
-        if phase in WAITING:
+        if phase in waiting:
             allowed[phase] = longest
         if len(seconds) < NUM_BEFORE_LEARNT and phase != "loop":  # which is never entered
             allowed[phase] = max(allowed[phase], config.hang_start_up_seconds)
@@ -44,14 +48,17 @@ def limits(durations: Mapping[str, Sequence[float]], config: ResilienceConfig) -
 
 
 def limit(
-    current: Current, durations: Mapping[str, Sequence[float]], config: ResilienceConfig
+    current: Current,
+    durations: Mapping[str, Sequence[float]],
+    config: ResilienceConfig,
+    waiting: Collection[str] = WAITING,
 ) -> float:
     """Of the phase that a rank is in.
 
     One that waits in the middle of another phase (reading a checkpoint, the first evaluation) must
     grant the others that phase too.
     """
-    allowed = limits(durations, config)
+    allowed = limits(durations, config, waiting)
     if current.phase in WAITING:
         return max(allowed[current.phase], allowed[current.outer])
     return allowed[current.phase]

@@ -28,7 +28,7 @@ from electra_dist.errors import Superseded
 from electra_dist.resilience.watchdog import Verdict, known, limit, verdict
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Beats
-from electra_dist.runtime.phases import Phases
+from electra_dist.runtime.phases import WAITING, Phases
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class WatchdogThread:
         if lasted < self._floor / 2:
             return False  # nothing on a shared disk is asked as long as all is well
         durations = {phase: list(kept) for phase, kept in self._phases.durations.items()}
-        if lasted > limit(current, durations, self._config):
+        waiting = WAITING | self._phases.of_device
+        if lasted > limit(current, durations, self._config, waiting):
             log.error("%s of step %d lasts %.1f s: a hang", current.phase, current.step, lasted)
             return True
         return _exists(self._attempt.folder, self._folder.name)

@@ -35,6 +35,18 @@ PHASES = (
 WAITING = frozenset({"reduce", "agree", "commit"})
 """Phases in which a rank waits for others."""
 
+
+def phases_of_device(device_type: str, zero_stage: int) -> frozenset[str]:
+    """Phases in which a host may wait for its device, and so for the ranks that this waits for.
+
+    None on a CPU. On CUDA all ranks are as long in them as the last one: added to what a rank did
+    before, they would make all alike. ZeRO-3 waits for gathered weights in the forward pass too.
+    """
+    if device_type == "cpu":
+        return frozenset()
+    return frozenset({"backward", "optimizer"} | ({"forward"} if zero_stage == 3 else set()))
+
+
 NUM_MEASURED = 500
 """Newest durations that are kept of each phase."""
 
@@ -58,10 +70,15 @@ class Phases:
 
     Args:
         clock: monotonic, in seconds; for tests.
+        of_device: see `phases_of_device`.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        of_device: frozenset[str] = frozenset(),
+    ) -> None:
+        self.clock, self.of_device = clock, of_device
         self.listeners: list[Callable[[Current], None]] = []
         """Each is called whenever a phase is entered, inside it, and whenever it is left."""
         self.on_enter: list[Callable[[Current], None]] = []

@@ -28,14 +28,14 @@ from electra_dist.resilience.deadline import Ahead
 from electra_dist.resilience.faults import Faults
 from electra_dist.resilience.preempt import StopSignals
 from electra_dist.resilience.replicas import Replicas
-from electra_dist.resilience.stragglers import Stragglers, phases_of_device
+from electra_dist.resilience.stragglers import Stragglers
 from electra_dist.runtime.attempt import Attempt, Events
 from electra_dist.runtime.beats import Seat
 from electra_dist.runtime.collectives import ProcessGroups
 from electra_dist.runtime.control import Control
 from electra_dist.runtime.metrics import MetricsWriter, is_logged
 from electra_dist.runtime.peak import peak_of
-from electra_dist.runtime.phases import Phases
+from electra_dist.runtime.phases import Phases, phases_of_device
 from electra_dist.runtime.world import World
 from electra_dist.train.clock import RunClock, make_clock
 from electra_dist.train.efficiency import Efficiency
@@ -206,7 +206,8 @@ def assemble(joined: Joined) -> Run:
     mine = [world.local_rank, socket.gethostname()]
     seats = [Seat(*one) for one in control.all_gather_objects(mine, name="ranks of each node")]
     local_ranks = [seat.local_rank for seat in seats] if config.data.num_lanes > 1 else None
-    control.phases = phases = Phases()
+    of_device = phases_of_device(joined.groups.device.type, config.engine.zero_stage)
+    control.phases = phases = Phases(of_device=of_device)
     special_ids = asdict(corpora.first.special_ids)
     engine = make_engine(config, world, joined.groups.device, phases, special_ids)
     faults = Faults(joined.faults, world.rank, attempt, engine.module)
@@ -237,13 +238,7 @@ def assemble(joined: Joined) -> Run:
         phases=phases,
         faults=faults,
         seats=seats,
-        stragglers=Stragglers(
-            phases,
-            control,
-            [s.host for s in seats],
-            config.resilience,
-            left_out=phases_of_device(joined.groups.device.type, config.engine.zero_stage),
-        ),
+        stragglers=Stragglers(phases, control, [s.host for s in seats], config.resilience),
         metrics=_metrics_writer(config, attempt) if world.is_leader else None,
         ledger=Ledger(attempt) if world.is_leader else None,
         state=RunState(skipped=config.data.skips),

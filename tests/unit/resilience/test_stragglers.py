@@ -5,13 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from electra_dist.config.running import ResilienceConfig
-from electra_dist.resilience.stragglers import (
-    OWN_PHASES,
-    Stragglers,
-    find_stragglers,
-    phases_of_device,
-)
-from electra_dist.runtime.phases import WAITING, Phases
+from electra_dist.resilience.stragglers import OWN_PHASES, Stragglers, find_stragglers
+from electra_dist.runtime.phases import WAITING, Phases, phases_of_device
 
 
 def step_of(**seconds: float) -> list[float]:
@@ -105,9 +100,9 @@ def test_on_cuda_the_wait_for_a_late_rank_hides_nobody() -> None:
     """Rank 0 is late with its data; the others wait for it in the optimizer, on their devices."""
     own = [step_of(data=0.31, optimizer=0.01), *[step_of(data=0.01, optimizer=0.31)] * 3]
     assert find_stragglers(own, ratio=1.3) == []
-    left_out = phases_of_device("cuda", zero_stage=2)
-    assert left_out == {"backward", "optimizer"}
-    assert phases_of_device("cuda", zero_stage=3) == left_out | {"forward"}
+    of_device = phases_of_device("cuda", zero_stage=2)
+    assert of_device == {"backward", "optimizer"}
+    assert phases_of_device("cuda", zero_stage=3) == of_device | {"forward"}
     assert phases_of_device("cpu", zero_stage=3) == set()
 
     class Others(Control):
@@ -117,10 +112,10 @@ def test_on_cuda_the_wait_for_a_late_rank_hides_nobody() -> None:
             return [mine, *[step_of(data=0.01, backward=0.0, optimizer=0.0)] * 3]
 
     now = 0.0
-    phases = Phases(lambda: now)
+    phases = Phases(lambda: now, of_device=of_device)
     control: Any = Others()
     config = ResilienceConfig(straggler_every=2)
-    stragglers = Stragglers(phases, control, ["a", "b", "c", "d"], config, left_out)
+    stragglers = Stragglers(phases, control, ["a", "b", "c", "d"], config)
     found = []
     for step in range(1, 5):
         phases.begin_step(step)

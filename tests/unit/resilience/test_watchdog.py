@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from electra_dist.config.running import ResilienceConfig
 from electra_dist.resilience.watchdog import Verdict, Where, known, limit, limits, verdict
-from electra_dist.runtime.phases import PHASES, WAITING, Current
+from electra_dist.runtime.phases import PHASES, WAITING, Current, phases_of_device
 
 CONFIG = ResilienceConfig(hang_floor_seconds=60, hang_factor=10, hang_start_up_seconds=900)
 
@@ -27,6 +27,14 @@ def test_a_rank_that_waits_grants_the_others_their_longest_phase() -> None:
     found = limits(durations, CONFIG)
     assert found["reduce"] == 300
     assert found["agree"] == 900
+
+
+def test_a_host_that_waits_for_its_device_waits_for_others_too() -> None:
+    durations = measured(save=[5.0, *[20.0] * 5], optimizer=[0.1] * 50)
+    assert limits(durations, CONFIG)["optimizer"] == 60
+    waiting = WAITING | phases_of_device("cuda", zero_stage=2)
+    assert limits(durations, CONFIG, waiting)["optimizer"] == 200
+    assert limit(Current("optimizer", 7, 0.0, 3), durations, CONFIG, waiting) == 200
 
 
 def test_a_rank_that_waits_inside_a_phase_grants_the_others_that_phase() -> None:
