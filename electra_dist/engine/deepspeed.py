@@ -1,4 +1,4 @@
-"""The product's engine: a joint step under DeepSpeed ZeRO 0 to 3. No other file knows DeepSpeed.
+"""The product's engine: a joint step under DeepSpeed ZeRO 0 to 3. Only `engine` knows DeepSpeed.
 
 DeepSpeed is given the micro-batch size and K passes a rank; each loss is multiplied by W K / M, so
 that its own mean over W ranks and K passes becomes the mean over the M real micro-batches. Saved
@@ -11,10 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +23,13 @@ from torch import Tensor, nn
 from electra_dist.config.schema import RunConfig
 from electra_dist.config.zero import layers_are_leaves
 from electra_dist.data.stream import MicroBatch
-from electra_dist.engine.ds_config import deepspeed_config, uses_nvme
+from electra_dist.engine.ds_config import deepspeed_config
+from electra_dist.engine.ds_start import (
+    give_group,
+    import_deepspeed,
+    named_by_device,
+    require_ability,
+)
 from electra_dist.engine.gradients import TowerNorms, clip_divisor, gradient_norm
 from electra_dist.engine.optim import MOMENTS, make_optimizer
 from electra_dist.engine.parts import Part, Parts
@@ -45,19 +49,14 @@ from electra_dist.engine.protocol import (
     without_padding,
 )
 from electra_dist.engine.waits import count_as_waiting
-from electra_dist.errors import UserError
 from electra_dist.model import random
 from electra_dist.model.backbones import LAYERS
 from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.padding import stored_shapes
-from electra_dist.runtime.extensions import claim_extensions
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
 
 log = logging.getLogger(__name__)
-
-LOCAL_RANK_VARIABLES = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
-"""DeepSpeed compares them."""
 
 
 class DeepSpeedEngine:
@@ -81,8 +80,8 @@ class DeepSpeedEngine:
         make_batch: Callable[[MicroBatch, int, torch.device], Batch] = to_batch,
         phases: Phases | None = None,
     ) -> None:
-        deepspeed = _import_deepspeed(device)
-        _require_ability(deepspeed, config)
+        deepspeed = import_deepspeed(device)
+        require_ability(deepspeed, config)
         self.device = device
         self.parameter_shapes = stored_shapes(model)
         self._num_elements = {n: p.numel() for n, p in model.named_parameters()}
@@ -98,8 +97,8 @@ class DeepSpeedEngine:
         if self._stage == 3 and layers_are_leaves(config):
             # Gathered product by product a step takes a tenth longer (`small`, one rank).
             deepspeed.utils.set_z3_leaf_modules(model, list(LAYERS), raise_if_not_found=False)
-        _give_group(deepspeed, config.engine.timeout_seconds)
-        with _named_by_device(device, os.environ):
+        give_group(deepspeed, config.engine.timeout_seconds)
+        with named_by_device(device, os.environ):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 args=SimpleNamespace(device_rank=device.index) if device.type == "cuda" else None,
                 model=model,
@@ -265,68 +264,3 @@ class DeepSpeedEngine:
             norm = norm if norm >= 0 else math.nan  # -1 is what bf16 makes of one not finite
         self.optimizer.gradient_divisor = clip_divisor(norm, self._config.optim.clip_norm)
         return norm
-
-
-def _import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed and start its communication layer on the process group that is there."""
-    for lock in claim_extensions(os.environ):
-        log.warning("%s was left by a compilation that died; removed", lock)
-    import deepspeed
-
-    if device.type == "cpu":
-        # Its start would compile a shared-memory kernel (45-118 s, and a killed compile leaves a
-        # lock that hangs every later start). gloo is there already.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(
-        dist_backend=backend,
-        auto_mpi_discovery=False,
-        verbose=False,
-        dist_init_required=False,
-    )
-    return deepspeed
-
-
-def _give_group(deepspeed: Any, timeout_seconds: float) -> None:
-    """All ranks as the group in which DeepSpeed exchanges gradients, with the run's own deadline.
-
-    It would make one with torch's: 10 minutes with NCCL, whose watchdog then ends the process
-    without a word about who is missing. Longer than ours, which is to fire first.
-    """
-    groups = deepspeed.utils.groups
-    if groups._WORLD_GROUP is None:
-        groups._WORLD_GROUP = dist.new_group(timeout=timedelta(seconds=timeout_seconds + 5))
-
-
-@contextmanager
-def _named_by_device(device: torch.device, environ: MutableMapping[str, str]) -> Iterator[None]:
-    """LOCAL_RANK is the number of this rank's device while DeepSpeed starts.
-
-    It takes cuda:LOCAL_RANK, at stage 3 whatever it is told, which need not exist: Slurm may show
-    each rank a device of its own, number 0 to all of them.
-    """
-    before = {name: environ[name] for name in LOCAL_RANK_VARIABLES if name in environ}
-    if device.type == "cuda":
-        environ.update(dict.fromkeys(before, str(device.index)))
-    try:
-        yield
-    finally:
-        environ.update(before)
-
-
-def _require_ability(deepspeed: Any, config: RunConfig) -> None:
-    """Raise UserError where this machine lacks what the config asks DeepSpeed for."""
-    accelerator = deepspeed.accelerator.get_accelerator()
-    if config.engine.precision == "fp16" and not accelerator.is_fp16_supported():
-        raise UserError(
-            "engine.precision = 'fp16': DeepSpeed does not compute in it on this device; use bf16 "
-            "or fp32"
-        )
-    if uses_nvme(config):
-        from deepspeed.ops.op_builder import AsyncIOBuilder
-
-        if not AsyncIOBuilder().is_compatible(verbose=False):
-            raise UserError(
-                f"{config.engine.deepspeed_config}: off-loading to nvme needs libaio, which is not "
-                'installed here; install libaio-dev, or off-load with "device": "cpu"'
-            )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from electra_dist.engine.deepspeed import _named_by_device
+from electra_dist.engine.ds_start import named_by_device
 
 
 @pytest.mark.parametrize("launcher", [{}, {"OMPI_COMM_WORLD_LOCAL_RANK": "3"}])
@@ -10,8 +10,8 @@ def test_a_rank_that_sees_one_device_is_named_by_it_while_deepspeed_starts(
 ) -> None:
     environ = {"LOCAL_RANK": "3", "RANK": "7", **launcher}
     before = dict(environ)
-    with _named_by_device(torch.device("cuda", 0), environ):
+    with named_by_device(torch.device("cuda", 0), environ):
         assert environ == {**dict.fromkeys(("LOCAL_RANK", *launcher), "0"), "RANK": "7"}
     assert environ == before
-    with _named_by_device(torch.device("cpu"), environ):
+    with named_by_device(torch.device("cpu"), environ):
         assert environ == before
