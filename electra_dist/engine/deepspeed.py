@@ -8,7 +8,6 @@ cannot change the number of ranks or the stage.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +54,6 @@ from electra_dist.model.batch import Batch, Losses
 from electra_dist.model.padding import stored_shapes
 from electra_dist.runtime.phases import Phases
 from electra_dist.runtime.world import World
-
-log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine:
