@@ -35,8 +35,7 @@ def test_300_steps_of_tiny_learn_what_they_should(tmp_path: Path) -> None:
     held_out = json.loads(lines[-1])["eval"]
     print(held_out)
     unigram = held_out["baseline_unigram_loss"]
-    # 0.26 to 0.36 below, by the rounding and the noise alone (docs/log.md, 2026-11-27, third).
-    assert held_out["generator_loss"] < unigram - 0.2
+    assert held_out["generator_loss"] < unigram - 0.3
     commonest = held_out["baseline_commonest_token_share"]
     # After 300 steps it is 1.75 to 2.2 times that, by the noise alone (docs/log.md, 2026-11-26).
     assert held_out["generator_accuracy"] > 1.5 * commonest
