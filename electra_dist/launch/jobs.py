@@ -12,7 +12,7 @@ from pathlib import Path
 
 from electra_dist.config.slurm_commands import Answer, Ask, ask_slurm, job_fields
 from electra_dist.errors import UserError
-from electra_dist.launch.records import append_line, attempt_folders, read_json, read_lines
+from electra_dist.launch.records import append_record, attempt_folders, read_json, read_lines
 
 NUM_JOBS = 10
 """As many are asked for: the newest ones."""
@@ -52,7 +52,7 @@ def note_submissions(run: Path, job_ids: Sequence[str], command: str) -> None:
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     for job_id in job_ids:
-        append_line(run / "jobs.jsonl", {"time": now, "job": job_id, "command": command})
+        append_record(run / "jobs.jsonl", {"time": now, "job": job_id, "command": command})
 
 
 def jobs_of(run: Path) -> list[str]:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from electra_dist.config.slurm_names import expand_hostlist
-from electra_dist.launch.records import append_line, read_lines
+from electra_dist.launch.records import append_record, read_lines
 from electra_dist.launch.srun import Allocation
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def write_down(run: Path, examined: Examined, job_id: str, restart_count: int) -
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
-        append_line(run / FILE, record)
+        append_record(run / FILE, record)
     except OSError as error:
         log.error("%s could not be written (%s)", run / FILE, error)
 

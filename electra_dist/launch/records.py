@@ -1,10 +1,11 @@
 """The records of a run folder, read as they are written: what is half-written is passed over."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from electra_dist.config.lines import append_line
 
 TAIL_BYTES = 1 << 20
 """As much is read of the end of metrics.jsonl and events.jsonl: some 2,000 lines."""
@@ -39,26 +40,13 @@ def read_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]
     return records
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append `record` to a .jsonl file in one write, on a fresh line even after half of one.
-
-    As `runtime.files.append_line`, which nothing here may import.
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append `record` to a .jsonl file.
 
     Raises:
-        OSError: the disk does not take it whole; then nothing of it is left in the file.
+        OSError: as `append_line`.
     """
-    data = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            data = b"\n" + data
-        written = os.write(descriptor, data)
-        if written != len(data):  # a full disk takes what still fits
-            os.ftruncate(descriptor, size)
-            raise OSError(f"{path}: only {written} of {len(data)} bytes fit on the disk")
-    finally:
-        os.close(descriptor)
+    append_line(path, json.dumps(record, ensure_ascii=False))
 
 
 def attempt_folder(run: Path, number: int) -> Path:

@@ -16,7 +16,7 @@ from electra_dist.config.slurm_commands import Answer, Ask, ask_slurm, job_field
 from electra_dist.config.slurm_names import expand_hostlist
 from electra_dist.launch.preflight import found_in_job
 from electra_dist.launch.records import (
-    append_line,
+    append_record,
     attempt_folders,
     complete_checkpoints,
     read_json,
@@ -197,6 +197,6 @@ def _record(
     if not run.is_dir():  # a mistake of the user, before there was a run
         return
     try:
-        append_line(run / "requeue.jsonl", record)
+        append_record(run / "requeue.jsonl", record)
     except OSError as error:
         log.error("%s could not be written (%s)", run / "requeue.jsonl", error)

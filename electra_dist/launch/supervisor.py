@@ -19,7 +19,7 @@ from typing import Protocol
 from electra_dist.config import variables
 from electra_dist.launch.local import Signals, forwarded_signals, run_ranks
 from electra_dist.launch.records import (
-    append_line,
+    append_record,
     attempt_folder,
     attempt_folders,
     complete_checkpoints,
@@ -203,6 +203,6 @@ def _record(
     else:
         record |= {"exits_with": action.exit_code, "needs_nodes": action.needs_nodes}
     try:
-        append_line(run_folder / "supervisor.jsonl", record)
+        append_record(run_folder / "supervisor.jsonl", record)
     except OSError as error:
         log.error("%s could not be written (%s)", run_folder / "supervisor.jsonl", error)

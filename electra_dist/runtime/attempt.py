@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from electra_dist.config.lines import append_line
 from electra_dist.errors import Superseded, UserError
-from electra_dist.runtime.files import append_line, write_json_atomic
+from electra_dist.runtime.files import write_json_atomic
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from electra_dist.config.lines import append_line
 from electra_dist.runtime.attempt import Attempt
 from electra_dist.runtime.board import Board
-from electra_dist.runtime.files import append_line, parse_line, write_bytes_atomic
+from electra_dist.runtime.files import parse_line, write_bytes_atomic
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from electra_dist.runtime.files import append_line, read_json_lines, write_json_atomic
+from electra_dist.config.lines import append_line
+from electra_dist.runtime.files import read_json_lines, write_json_atomic
 
 
 def test_a_written_value_reads_back(tmp_path: Path) -> None:

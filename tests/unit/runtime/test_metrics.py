@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from electra_dist.config.lines import append_line
 from electra_dist.errors import Superseded
 from electra_dist.runtime.attempt import Attempt
-from electra_dist.runtime.files import append_line, read_json_lines
+from electra_dist.runtime.files import read_json_lines
 from electra_dist.runtime.metrics import MetricsWriter, console_line, duration
 
 VALUES = {"loss": 45.1, "generator_loss": 1 / 3, "lr": 5e-4, "grad_norm": 1.25, "tokens": 4096}
